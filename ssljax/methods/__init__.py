@@ -1,0 +1,1 @@
+"""Families of self-supervised methods, one file each. A published method is a config."""

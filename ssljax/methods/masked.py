@@ -1,0 +1,170 @@
+"""Masked prediction: hide places of an example, predict something about them.
+
+MAE (He et al. 2021, 2111.06377): layout "drop", head "decoder", target "normalised_pixels".
+SimMIM (Xie et al. 2021, 2111.09886): layout "replace", head "linear", target "pixels", loss "l1".
+data2vec for images (Baevski et al. 2022, 2202.03555): layout "replace", head "linear", target
+"teacher", loss "smooth_l1".
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ssljax import losses, schedules, targets
+from ssljax.models import tokens as tokens_lib
+from ssljax.models.decoders import LinearHead, TransformerDecoder
+from ssljax.models.layers import KERNELS
+from ssljax.step import Method, example_keys
+
+LOSSES = {
+  "l1": losses.masked_l1,
+  "l2": losses.masked_l2,
+  "smooth_l1": losses.masked_smooth_l1,
+}
+CHOICES = {
+  "layout": ("drop", "replace"),
+  "head": ("decoder", "linear"),
+  "target": ("normalised_pixels", "pixels", "teacher"),
+  "loss": tuple(LOSSES),
+}
+
+
+def masked(
+  encoder,
+  hidden_count: int,
+  *,
+  layout: str = "drop",
+  head: str = "decoder",
+  target: str = "normalised_pixels",
+  loss: str = "l2",
+  loss_beta: float = 2.0,
+  decoder_width: int = 512,
+  decoder_depth: int = 8,
+  decoder_heads: int = 16,
+  teacher_momentum=0.9998,
+  teacher_layers: int = 6,
+) -> Method:
+  """A masked-prediction method.
+
+  Args:
+    encoder: from `models/`, e.g. `vit(…)`.
+    hidden_count: number of hidden places of every example; `batch["hidden"]` bool [b n] has as many.
+    layout: "drop" (the encoder sees the visible tokens only) or "replace" (it sees all, the hidden
+      ones exchanged for a learnt vector).
+    head: "decoder" (transformer of `decoder_width`, `decoder_depth`, `decoder_heads`; needs layout
+      "drop") or "linear".
+    target: "normalised_pixels", "pixels", or "teacher": the mean of the last `teacher_layers`
+      normalised blocks of an average of the encoder, moved by `teacher_momentum` (a number, or a
+      schedule of the step) after each step, seeing the whole example.
+    loss: "l2", "l1", or "smooth_l1" with `loss_beta`.
+
+  Raises:
+    ValueError: an unknown name, or parts that do not go together.
+  """
+  _check(dict(layout=layout, head=head, target=target, loss=loss))
+  momentum = schedules.moving(teacher_momentum)
+  last_layers = tuple(range(-teacher_layers, 0))
+  loss_fn = LOSSES[loss]
+  if loss == "smooth_l1":
+    loss_fn = functools.partial(loss_fn, beta=loss_beta)
+
+  def make_head(shape):
+    out = encoder.width if target == "teacher" else math.prod(encoder.patch) * shape[-1]
+    if head == "linear":
+      kernel = KERNELS[encoder.init_kernels]
+      return LinearHead(out, encoder.prefix, kernel, encoder.dtype)
+    speed = dict(scan=encoder.scan, remat=encoder.remat, dtype=encoder.dtype)
+    width, depth, heads = decoder_width, decoder_depth, decoder_heads
+    return TransformerDecoder(width, depth, heads, out, encoder.prefix, encoder.eps, **speed)
+
+  def init(rng, batch):
+    x = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
+    grid = encoder.grid(x.shape[1:-1])
+    hidden = jnp.arange(math.prod(grid))[None] < hidden_count
+    keep, places = tokens_lib.split_hidden(hidden, hidden_count)
+    rngs = jax.random.split(rng, 3)
+    params = {"encoder": encoder.init(rngs[0], x)["params"]}
+    if layout == "replace":
+      params["mask_token"] = KERNELS[encoder.init_kernels](rngs[1], (1, encoder.width))[0]
+    tokens = jnp.zeros((1, encoder.prefix + keep.shape[1], encoder.width))
+    if head == "linear":
+      tokens = jnp.zeros((1, encoder.prefix + hidden.shape[1], encoder.width))
+      params["head"] = make_head(x.shape).init(rngs[2], tokens, places)["params"]
+    else:
+      args = (tokens, grid, hidden, keep, places)
+      params["decoder"] = make_head(x.shape).init(rngs[2], *args)["params"]
+    extra = {"teacher": {"encoder": params["encoder"]}} if target == "teacher" else {}
+    return params, jax.tree.map(jnp.copy, extra)
+
+  def predict(params, batch, keys):
+    """What is predicted at the hidden places, and where they are: [b m t], [b m]."""
+    x, hidden = batch["image"], batch["hidden"]
+    keep, places = tokens_lib.split_hidden(hidden, hidden_count)
+    variables = {"params": params["encoder"]}
+    if layout == "drop":
+      tokens = encoder.apply(variables, x, keep=keep, keys=keys)["tokens"]
+    else:
+      mask_token = params["mask_token"]
+      out = encoder.apply(variables, x, hidden=hidden, mask_token=mask_token, keys=keys)
+      tokens = out["tokens"]
+    if head == "linear":
+      return make_head(x.shape).apply({"params": params["head"]}, tokens, places), places
+    grid = encoder.grid(x.shape[1:-1])
+    args = (tokens, grid, hidden, keep, places)
+    return make_head(x.shape).apply({"params": params["decoder"]}, *args), places
+
+  def make_target(extra, x):
+    """What is to be predicted at every place: [b s1…sr c] -> [b n t]."""
+    if target == "teacher":
+      variables = {"params": extra["teacher"]["encoder"]}
+      out = encoder.apply(variables, x, layers=last_layers)
+      blocks = [out[f"layer_{encoder.depth + i}"][:, encoder.prefix :] for i in last_layers]
+      return jax.lax.stop_gradient(targets.average_layers(blocks))
+    patches = tokens_lib.patchify(x, encoder.patch)
+    return targets.normalised_pixels(patches) if target == "normalised_pixels" else patches
+
+  def loss_and_stats(params, extra, batch, rng, step):
+    pred, places = predict(params, batch, example_keys(rng, batch["index"]))
+    wanted = tokens_lib.take(make_target(extra, batch["image"]), places)
+    metrics = {}
+    if target == "teacher":  # constant features would be predicted perfectly: watch their spread
+      metrics["target_std"] = wanted.astype(jnp.float32).std(axis=(0, 1)).mean()
+    return loss_fn(pred, wanted).mean(), ({}, metrics)
+
+  def update(params, extra, stats, step):
+    if target != "teacher":
+      return extra
+    m = momentum(step)
+    move = lambda old, new: old * m + new * (1 - m)  # noqa: E731
+    teacher = jax.tree.map(move, extra["teacher"], {"encoder": params["encoder"]})
+    return extra | {"teacher": teacher}
+
+  def encode(params, extra, batch, layers=()):
+    out = encoder.apply({"params": params["encoder"]}, batch["image"], layers=layers)
+    out.pop("tokens")
+    taken = {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
+    return out | taken
+
+  def reconstruct(params, extra, batch, rng, step):
+    x = batch["image"]
+    pred, places = predict(params, batch, None)
+    patches = tokens_lib.patchify(x, encoder.patch).astype(jnp.float32)
+    if target == "normalised_pixels":
+      pred = targets.unnormalise(pred, tokens_lib.take(patches, places))
+    rows = jnp.arange(len(x))[:, None]
+    patches = patches.at[rows, places].set(pred.astype(jnp.float32))
+    return tokens_lib.unpatchify(patches, encoder.grid(x.shape[1:-1]), encoder.patch)
+
+  pictures = None if target == "teacher" else reconstruct
+  return Method(init, loss_and_stats, update, encode, pictures, ("image", "hidden", "index"))
+
+
+def _check(given: dict[str, str]) -> None:
+  for argument, value in given.items():
+    if value not in CHOICES[argument]:
+      names = ", ".join(CHOICES[argument])
+      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+  if (given["layout"] == "drop") != (given["head"] == "decoder"):
+    raise ValueError('layout "drop" needs head "decoder", and layout "replace" head "linear"')

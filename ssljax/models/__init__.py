@@ -1,0 +1,1 @@
+"""Encoders, decoders and heads: the only room that imports flax."""

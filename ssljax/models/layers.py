@@ -1,0 +1,214 @@
+"""Transformer blocks, built from linen pieces and applied as pure functions of their parameters.
+
+Each block's parameters are a subtree of their own (`block_0`, `block_1`, …), whether or not the
+stack is run as a scan: a checkpoint does not know how it will be executed, and per-layer rates,
+trust ratios and weight export see one layer at a time. A scan stacks them inside the step.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+Init = Callable[..., jax.Array]
+
+
+def beit_normal(rng: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+  """Normal of scale 0.02 cut at one standard deviation (BEiT): its real deviation is 0.0108."""
+  return 0.02 * jax.random.truncated_normal(rng, -1.0, 1.0, shape, dtype)
+
+
+# Name -> initialiser of all linear kernels [in out].
+# xavier: MAE; of the fused qkv matrix as one (bound sqrt(6/4d)). normal: timm's truncated normal,
+# whose cut at ±2 in absolute value never bites.
+KERNELS: dict[str, Init] = {
+  "xavier": nn.initializers.xavier_uniform(),
+  "normal": nn.initializers.normal(0.02),
+  "beit": beit_normal,
+}
+
+
+def layer_norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
+  """Layer norm with the two-pass variance (linen's default, E[x²]-E[x]², cancels in float32)."""
+  return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention: [b n d] -> [b n d], softmax scale 1/sqrt(d/heads).
+
+  `bias` is "qkv", "qv" (no bias on keys: BEiT) or "none".
+  """
+
+  heads: int
+  bias: str = "qkv"
+  kernel: Init = KERNELS["xavier"]
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, attention_bias: jax.Array | None = None) -> jax.Array:
+    b, n, d = x.shape
+    qkv = nn.Dense(
+      3 * d, use_bias=self.bias == "qkv", kernel_init=self.kernel, dtype=self.dtype, name="qkv"
+    )(x)
+    if self.bias == "qv":
+      zeros = nn.initializers.zeros
+      q_bias, v_bias = self.param("q_bias", zeros, (d,)), self.param("v_bias", zeros, (d,))
+      qkv += jnp.concatenate([q_bias, jnp.zeros(d), v_bias]).astype(qkv.dtype)
+    q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
+    if attention_bias is not None:
+      attention_bias = attention_bias[None].astype(q.dtype)
+    x = jax.nn.dot_product_attention(q, k, v, bias=attention_bias).reshape(b, n, d)
+    return nn.Dense(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
+
+
+class Mlp(nn.Module):
+  """Two linear layers with exact GELU between them (linen's default is the tanh form)."""
+
+  hidden: int
+  kernel: Init = KERNELS["xavier"]
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = functools.partial(nn.Dense, kernel_init=self.kernel, dtype=self.dtype)
+    y = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
+    return dense(x.shape[-1], name="fc2")(y)
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block: [b n d] -> [b n d].
+
+  `drop` [2 b] multiplies the two branches example by example: 0 drops, 1/(1-rate) keeps, 1 is
+  evaluation. `layer_scale` 0 means none.
+  """
+
+  heads: int
+  mlp_ratio: float = 4.0
+  eps: float = 1e-6
+  bias: str = "qkv"
+  layer_scale: float = 0.0
+  kernel: Init = KERNELS["xavier"]
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, drop: jax.Array | None = None, attention_bias: jax.Array | None = None
+  ) -> jax.Array:
+    d = x.shape[-1]
+    attention = Attention(self.heads, self.bias, self.kernel, self.dtype, name="attn")
+    mlp = Mlp(int(d * self.mlp_ratio), self.kernel, self.dtype, name="mlp")
+    norm = functools.partial(layer_norm, eps=self.eps, dtype=self.dtype)
+    x = x + self._branch(1, attention(norm("norm1")(x), attention_bias), drop)
+    return x + self._branch(2, mlp(norm("norm2")(x)), drop)
+
+  def _branch(self, which: int, y: jax.Array, drop: jax.Array | None) -> jax.Array:
+    if self.layer_scale:
+      init = nn.initializers.constant(self.layer_scale)
+      y = y * self.param(f"scale{which}", init, y.shape[-1:]).astype(y.dtype)
+    if drop is not None:
+      y = y * drop[which - 1][:, None, None].astype(y.dtype)
+    return y
+
+
+def drop_path(keys: jax.Array | None, rate: float, depth: int, b: int) -> jax.Array | None:
+  """Multipliers of the residual branches (stochastic depth; Huang et al. 2016, 1603.09382).
+
+  keys [b], one per example, or None in evaluation -> [depth 2 b] float32, or None where nothing is
+  dropped. Rates grow linearly from 0 to `rate` over the depth.
+  """
+  if keys is None or rate == 0.0:
+    return None
+  keep = 1.0 - jnp.linspace(0.0, rate, depth)
+  uniform = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)), out_axes=2)(keys)
+  return jnp.where(uniform < keep[:, None, None], 1.0 / keep[:, None, None], 0.0)
+
+
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def batch_sharded(x: jax.Array) -> jax.Array:
+  """Keeps activations split by example where a mesh is set; without it the compiler may gather the
+  batch and split the features instead, which costs a hundred times the memory."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or "data" not in mesh.axis_names or x.shape[0] % mesh.shape["data"]:
+    return x
+  return jax.lax.with_sharding_constraint(x, P("data", *(None,) * (x.ndim - 1)))
+
+
+class Transformer(nn.Module):
+  """A stack of blocks: [b n d] -> [b n d], and the outputs of the blocks named in `layers`.
+
+  scan: run the stack as one compiled block (short compile; the numbers stay the same).
+  remat: "none", "full" (recompute everything in the backward pass) or "dots" (keep matmul results).
+  depth_scale: divide the output projections of block l (from 1) by sqrt(2l) at the start (BEiT).
+  """
+
+  depth: int
+  block: Block
+  scan: bool = False
+  remat: str = "none"
+  depth_scale: bool = False
+
+  def setup(self):
+    if self.remat not in REMAT:
+      raise ValueError(f"remat {self.remat!r} is none of {', '.join(REMAT)}")
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    drop: jax.Array | None = None,
+    attention_bias: jax.Array | None = None,
+    layers: tuple[int, ...] = (),
+  ) -> tuple[jax.Array, dict[int, jax.Array]]:
+    block = self.block.clone(parent=None, name=None)
+    sample = jax.ShapeDtypeStruct((1, 1, x.shape[-1]), x.dtype)
+    params = [
+      self.param(f"block_{i}", functools.partial(self._init_block, block, sample), i)
+      for i in range(self.depth)
+    ]
+
+    def one(p, x, d):
+      return batch_sharded(block.apply({"params": p}, batch_sharded(x), d, attention_bias))
+
+    if REMAT[self.remat] is not None:
+      one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=not self.scan)
+    if not self.scan:
+      return _loop(one, params, x, drop, layers)
+    return _scan(one, params, x, drop, layers)
+
+  def _init_block(self, block: Block, sample: Any, rng: jax.Array, index: int) -> Any:
+    params = block.init(rng, jnp.zeros(sample.shape, sample.dtype))["params"]
+    if self.depth_scale:
+      scale = (2.0 * (index + 1)) ** -0.5
+      params["attn"]["proj"]["kernel"] *= scale
+      params["mlp"]["fc2"]["kernel"] *= scale
+    return params
+
+
+def _loop(one, params, x, drop, layers):
+  taken = {}
+  for i, p in enumerate(params):
+    x = one(p, x, None if drop is None else drop[i])
+    if i in layers:
+      taken[i] = x
+  return x, taken
+
+
+def _scan(one, params, x, drop, layers):
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+  def step(x, inputs):
+    x = one(inputs[0], x, inputs[1])
+    return x, (x if layers else None)
+
+  x, outputs = jax.lax.scan(step, x, (stacked, drop))
+  return x, {i: outputs[i] for i in layers}

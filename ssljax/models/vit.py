@@ -1,0 +1,230 @@
+"""Vision transformer over a grid of any number of axes (Dosovitskiy et al. 2020, 2010.11929)."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssljax.models import layers as layers_lib
+from ssljax.models import positions as positions_lib
+from ssljax.models import tokens as tokens_lib
+
+# variant -> width, depth, heads, mlp ratio. `g` is the giant of DINOv2 (Oquab et al. 2023,
+# 2304.07193) with a plain MLP: width 1536, depth 40.
+VARIANTS = {
+  "Ti": (192, 12, 3, 4.0),
+  "S": (384, 12, 6, 4.0),
+  "B": (768, 12, 12, 4.0),
+  "L": (1024, 24, 16, 4.0),
+  "H": (1280, 32, 16, 4.0),
+  "g": (1536, 40, 24, 4.0),
+}
+
+
+def conv_bias(fan_in: int) -> layers_lib.Init:
+  """Uniform(±1/sqrt(fan_in)): the bias that MAE's patch convolution keeps from its framework."""
+  bound = fan_in**-0.5
+  return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
+class ViT(nn.Module):
+  """Encoder of tokens on a grid. Build it with `vit`, which checks and explains the arguments."""
+
+  width: int
+  depth: int
+  heads: int
+  mlp_ratio: float
+  patch: tuple[int, ...]
+  positions: str
+  class_token: bool
+  registers: int
+  pool: str
+  drop_path: float
+  layer_scale: float
+  eps: float
+  qkv_bias: str
+  init_kernels: str
+  scan: bool
+  remat: str
+  dtype: Any
+
+  def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Static grid of one example of shape (s1…sr) or (s1…sr, c)."""
+    return tokens_lib.grid_of(shape[: len(self.patch)], self.patch)
+
+  @property
+  def prefix(self) -> int:
+    """Tokens before the grid's: class token and registers."""
+    return int(self.class_token) + self.registers
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    keep: jax.Array | None = None,
+    hidden: jax.Array | None = None,
+    mask_token: jax.Array | None = None,
+    keys: jax.Array | None = None,
+    layers: tuple[int, ...] = (),
+  ) -> dict[str, Any]:
+    """Encodes examples [b s1…sr c], already normalised.
+
+    Args:
+      keep: int32 [b k], the places the encoder may see (layout "drop"); None means all.
+      hidden, mask_token: bool [b n] and [d]: places whose token is replaced (layout "replace").
+      keys: [b] one key per example for drop path; None is evaluation.
+      layers: blocks (from 0, negative from the end) whose outputs are returned as well.
+
+    Returns:
+      "tokens" [b m+k d] after the final norm (prefix first), "pooled" [b d], "patches" [b k d],
+      "cls" [b d] and "registers" [b r d] where they exist, "layer_i" [b m+k d] for i in `layers`:
+      the residual stream after block i, before the final norm, prefix included.
+    """
+    grid = self.grid(x.shape[1:-1])
+    x = self._stem(tokens_lib.patchify(x, self.patch))
+    if hidden is not None:
+      x = tokens_lib.replace(x, hidden, mask_token)
+    x = self._add_positions(x, grid)
+    if keep is not None:
+      x = tokens_lib.take(layers_lib.batch_sharded(x), keep)
+    x = layers_lib.batch_sharded(self._add_prefix(x))
+    bias = self._relative_bias(grid, keep)
+    drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0])
+    wanted = tuple(range(self.depth)[i] for i in layers)
+    x, taken = self._stack()(x, drop, bias, wanted)
+    x = layers_lib.layer_norm("norm", self.eps, self.dtype)(x)
+    return self._outputs(x) | {f"layer_{i}": taken[i] for i in wanted}
+
+  def _stem(self, patches: jax.Array) -> jax.Array:
+    # The kernel is drawn as a linear layer [p d], as MAE does, not as a convolution, whose fan-out
+    # would count the patch area and make it ten times too small.
+    return nn.Dense(
+      self.width,
+      kernel_init=layers_lib.KERNELS[self.init_kernels],
+      bias_init=conv_bias(patches.shape[-1]),
+      dtype=self.dtype,
+      name="stem",
+    )(patches.astype(self.dtype))
+
+  def _add_positions(self, x: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+    if self.positions == "sincos":
+      table = jnp.asarray(positions_lib.sincos(grid, self.width))
+    elif self.positions == "learned":
+      shape = (math.prod(grid), self.width)
+      table = self.param("positions", nn.initializers.normal(0.02), shape)
+    else:
+      return x
+    return x + table.astype(x.dtype)
+
+  def _add_prefix(self, x: jax.Array) -> jax.Array:
+    normal = nn.initializers.normal(0.02)
+    prefix = []
+    if self.class_token:
+      prefix.append(self.param("cls_token", normal, (self.width,))[None])
+    if self.registers:
+      prefix.append(self.param("registers", normal, (self.registers, self.width)))
+    if not prefix:
+      return x
+    vectors = jnp.concatenate(prefix).astype(x.dtype)
+    return jnp.concatenate([jnp.broadcast_to(vectors, (x.shape[0], *vectors.shape)), x], axis=1)
+
+  def _relative_bias(self, grid, keep) -> jax.Array | None:
+    if self.positions != "relative":
+      return None
+    if keep is not None:
+      raise ValueError('positions="relative" needs the whole grid: use layout "replace"')
+    rows = positions_lib.relative_rows(grid)
+    table = self.param("relative_bias", nn.initializers.zeros, (rows, self.heads))
+    index = positions_lib.relative_index(grid, self.prefix)
+    return jnp.moveaxis(table[index], -1, 0)
+
+  def _stack(self) -> layers_lib.Transformer:
+    block = layers_lib.Block(
+      heads=self.heads,
+      mlp_ratio=self.mlp_ratio,
+      eps=self.eps,
+      bias=self.qkv_bias,
+      layer_scale=self.layer_scale,
+      kernel=layers_lib.KERNELS[self.init_kernels],
+      dtype=self.dtype,
+      parent=None,
+    )
+    depth_scale = self.init_kernels == "beit"
+    return layers_lib.Transformer(
+      self.depth, block, self.scan, self.remat, depth_scale, name="blocks"
+    )
+
+  def _outputs(self, x: jax.Array) -> dict[str, jax.Array]:
+    m = self.prefix
+    out = {"tokens": x, "patches": x[:, m:]}
+    if self.class_token:
+      out["cls"] = x[:, 0]
+    if self.registers:
+      out["registers"] = x[:, int(self.class_token) : m]
+    # float32: a mean over tokens in bfloat16 loses three digits.
+    mean = out["patches"].astype(jnp.float32).mean(1)
+    out["pooled"] = out["cls"].astype(jnp.float32) if self.pool == "cls" else mean
+    return out
+
+
+def vit(
+  *,
+  variant: str = "B",
+  patch: tuple[int, ...] = (16, 16),
+  width: int = 0,
+  depth: int = 0,
+  heads: int = 0,
+  mlp_ratio: float = 0.0,
+  positions: str = "sincos",
+  class_token: bool = True,
+  registers: int = 0,
+  pool: str = "cls",
+  drop_path: float = 0.0,
+  layer_scale: float = 0.0,
+  eps: float = 1e-6,
+  qkv_bias: str = "qkv",
+  init_kernels: str = "xavier",
+  scan: bool = False,
+  remat: str = "none",
+  dtype: str = "float32",
+) -> ViT:
+  """A vision transformer.
+
+  Args:
+    variant: Ti, S, B, L, H or g; `width`, `depth`, `heads`, `mlp_ratio` override it where not 0.
+    patch: size of a patch along each axis; its length is the number of axes of the grid.
+    positions: "sincos" (fixed), "learned", "relative" (BEiT's bias table, shared by all blocks)
+      or "none".
+    pool: "cls" or "mean": what "pooled" is.
+    layer_scale: its starting value; 0 means none.
+    qkv_bias: "qkv", "qv" (no bias on keys) or "none".
+    init_kernels: "xavier" (MAE), "normal" (timm), "beit" (cut normal, output projections / sqrt 2l).
+    dtype: of the computation; parameters are float32.
+
+  Raises:
+    ValueError: an unknown name, or a width that the heads do not divide.
+  """
+  _choose("variant", variant, VARIANTS)
+  _choose("positions", positions, ("sincos", "learned", "relative", "none"))
+  _choose("pool", pool, ("cls", "mean"))
+  _choose("qkv_bias", qkv_bias, ("qkv", "qv", "none"))
+  _choose("init_kernels", init_kernels, layers_lib.KERNELS)
+  _choose("remat", remat, layers_lib.REMAT)
+  if pool == "cls" and not class_token:
+    raise ValueError('pool="cls" needs class_token=True; use pool="mean"')
+  base = VARIANTS[variant]
+  width, depth, heads = width or base[0], depth or base[1], heads or base[2]
+  if width % heads:
+    raise ValueError(f"width {width} is not divisible by {heads} heads")
+  return ViT(
+    width, depth, heads, mlp_ratio or base[3], tuple(patch), positions, class_token, registers,
+    pool, drop_path, layer_scale, eps, qkv_bias, init_kernels, scan, remat, jnp.dtype(dtype),
+  )  # fmt: skip
+
+
+def _choose(argument: str, value: str, names: Any) -> None:
+  if value not in names:
+    raise ValueError(f"encoder.{argument} {value!r} is none of {', '.join(names)}")

@@ -1,0 +1,82 @@
+"""Values that move with training: step -> value. Pure; they work on Python numbers and in jit."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Schedule = Callable[[Any], jax.Array]
+
+
+def warmup_cosine(
+  total_steps: int,
+  batch_size: int,
+  *,
+  base: float = 1.5e-4,
+  per: int = 256,
+  warmup_steps: int = 0,
+  warmup_start: float = 0.0,
+  end: float = 0.0,
+) -> Schedule:
+  """Linear warm-up, then half a cosine.
+
+  Args:
+    base: the peak for a batch of `per` examples; the peak is base·batch_size/per (linear scaling).
+      MAE divides by 256, SimMIM by 512; per=0 means that `base` is the peak itself.
+    warmup_start, end: first and last value, absolute.
+
+  Raises:
+    ValueError: a warm-up that is not shorter than the run.
+  """
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f"schedule.warmup_steps {warmup_steps} must be less than total_steps {total_steps}"
+    )
+  peak = base * batch_size / per if per else base
+
+  def value(step):
+    step = jnp.asarray(step, jnp.float32)
+    warm = warmup_start + (peak - warmup_start) * step / max(warmup_steps, 1)
+    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    cosine = end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+    return jnp.where(step < warmup_steps, warm, cosine)
+
+  return value
+
+
+def constant(total_steps: int, batch_size: int, *, base: float = 1.5e-4, per: int = 256) -> Schedule:
+  """The same value at every step: base·batch_size/per, or `base` if per is 0."""
+  peak = base * batch_size / per if per else base
+  return lambda step: jnp.full((), peak, jnp.float32)
+
+
+_SHAPES = {
+  "constant": lambda x: jnp.zeros_like(x),
+  "linear": lambda x: x,
+  "cosine": lambda x: 0.5 * (1 - jnp.cos(jnp.pi * x)),
+}
+
+
+def moving(spec: float | Mapping[str, Any], total_steps: int = 0) -> Schedule:
+  """A number, or dict(schedule="cosine", start=.996, end=1.), as a function of the step.
+
+  Shapes: "constant" (stays at start), "linear", "cosine" (half a period). `steps` says over how
+  many steps; without it, the whole run.
+  """
+  if callable(spec):
+    return spec
+  if not isinstance(spec, Mapping):
+    return lambda step: jnp.full((), spec, jnp.float32)
+  known = {"schedule", "start", "end", "steps"}
+  if set(spec) - known or spec.get("schedule") not in _SHAPES:
+    raise ValueError(f"schedule {dict(spec)} must name one of {', '.join(_SHAPES)}, start and end")
+  shape, start, end = _SHAPES[spec["schedule"]], spec["start"], spec.get("end", spec["start"])
+  steps = spec.get("steps", 0) or total_steps
+  if steps <= 0:
+    raise ValueError(f"schedule {dict(spec)} needs the number of steps")
+
+  def value(step):
+    return start + (end - start) * shape(jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0, 1))
+
+  return value

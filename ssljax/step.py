@@ -1,0 +1,93 @@
+"""A method as data, the state of a run, and the one training step that serves every method."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Method(NamedTuple):
+  """A self-supervised method: pure functions, hyper-parameters in their closure."""
+
+  init: Callable  # (rng, batch) -> params, extra                works on shapes alone
+  loss: Callable  # (params, extra, batch, rng, step) -> loss, (stats, metrics)    extra read-only
+  update: Callable  # (params, extra, stats, step) -> extra      once per optimizer step
+  encode: Callable  # (params, extra, batch, layers=()) -> {"pooled": [b d], …}    evaluation mode
+  # (params, extra, batch, rng, step) -> pictures [b h w c] of what the method predicts, visible
+  # places copied from the input; None where the target is not pixels.
+  reconstruct: Callable | None = None
+  needs: tuple[str, ...] = ("image",)  # keys of the batch; a missing one is an error at start-up
+
+
+class State(NamedTuple):
+  """Everything a checkpoint holds. `extra` is carried but never differentiated."""
+
+  step: jax.Array
+  params: Any
+  extra: Any
+  opt: optax.OptState
+  rng: jax.Array  # the constant base key of the run
+
+
+def init_state(
+  method: Method, tx: optax.GradientTransformation, batch: Any, seed: int | jax.Array
+) -> State:
+  """The state before the first step. `batch` may be arrays or shapes."""
+  base = jax.random.key(seed)
+  params, extra = method.init(jax.random.fold_in(base, 0xFFFFFFFF), batch)
+  return State(jnp.zeros((), jnp.int32), params, extra, tx.init(params), base)
+
+
+def example_keys(rng: jax.Array, index: jax.Array) -> jax.Array:
+  """One key per example, [b], from the step's key and the examples' stable ids: what is drawn for
+  an example depends neither on its row in the batch nor on devices or microbatches."""
+  return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)
+
+
+def train_step(
+  method: Method, tx: optax.GradientTransformation, accum: int, state: State, batch: Any
+) -> tuple[State, dict[str, jax.Array]]:
+  """One optimizer step on one global batch -> the next state and scalar metrics."""
+  rng = jax.random.fold_in(state.rng, state.step)
+
+  def loss(params, microbatch):
+    return method.loss(params, state.extra, microbatch, rng, state.step)
+
+  value_and_grad = jax.value_and_grad(loss, has_aux=True)
+  if accum == 1:
+    (value, (stats, metrics)), grads = value_and_grad(state.params, batch)
+  else:
+    value, stats, metrics, grads = _accumulate(value_and_grad, state.params, batch, accum)
+  updates, opt = tx.update(grads, state.opt, state.params)
+  params = optax.apply_updates(state.params, updates)
+  extra = method.update(params, state.extra, stats, state.step)
+  metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
+  return State(state.step + 1, params, extra, opt, state.rng), metrics
+
+
+def _accumulate(value_and_grad, params, batch, accum):
+  """Means over `accum` microbatches; `stats["rows"]` come back in the order of the batch.
+
+  Microbatches are strided (rows i, i + accum, …): every device keeps its own rows and nothing is
+  moved between devices, as it would be with contiguous blocks.
+  """
+  split = jax.tree.map(lambda x: x.reshape(x.shape[0] // accum, accum, *x.shape[1:]), batch)
+
+  def one(i):
+    return value_and_grad(params, jax.tree.map(lambda x: x[:, i], split))
+
+  def body(total, i):
+    (value, (stats, metrics)), grads = one(i)
+    means = (value, stats.get("mean", {}), metrics, grads)
+    return jax.tree.map(jnp.add, total, means), stats.get("rows", {})
+
+  (value, (stats, metrics)), grads = jax.eval_shape(one, 0)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), (value, stats.get("mean", {}), metrics, grads)
+  )
+  total, rows = jax.lax.scan(body, zeros, jnp.arange(accum))
+  value, mean, metrics, grads = jax.tree.map(lambda x: x / accum, total)
+  rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
+  return value, {"mean": mean, "rows": rows}, metrics, grads

@@ -1,0 +1,26 @@
+"""Eight fake CPU devices and a compile cache for every test; both must be set before jax starts."""
+
+import os
+import pathlib
+
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+  os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+_cache = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> pathlib.Path:
+  """The folder of real test data; tests that need it skip with a reason where it is absent."""
+  folder = pathlib.Path(os.environ.get("SSLJAX_TEST_DATA", ROOT / ".." / "shared" / "data"))
+  if not folder.is_dir():
+    pytest.skip(f"no real test data at {folder}; set SSLJAX_TEST_DATA")
+  return folder
