@@ -1,0 +1,1 @@
+"""Evaluations of frozen features: pure functions (train, test) -> {key: number}."""
