@@ -21,10 +21,10 @@ def grid_of(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
     raise ValueError(f"an example with axes {tuple(shape)} cannot be cut by patch {tuple(patch)}")
   for axis, (size, step) in enumerate(zip(shape, patch)):
     if size % step:
-      near = size // step * step
+      below, above = size // step * step, (size // step + 1) * step
       raise ValueError(
         f"image size {size} (axis {axis}) is not divisible by patch size {step};"
-        f" use {near or step} or {near + step}, or another patch"
+        f" use {f'{below} or {above}' if below else above}, or another patch"
       )
   return tuple(size // step for size, step in zip(shape, patch))
 

@@ -46,6 +46,7 @@ class ViT(nn.Module):
   eps: float
   qkv_bias: str
   init_kernels: str
+  depth_scale: bool
   scan: bool
   remat: str
   dtype: Any
@@ -152,9 +153,8 @@ class ViT(nn.Module):
       dtype=self.dtype,
       parent=None,
     )
-    depth_scale = self.init_kernels == "beit"
     return layers_lib.Transformer(
-      self.depth, block, self.scan, self.remat, depth_scale, name="blocks"
+      self.depth, block, self.scan, self.remat, self.depth_scale, name="blocks"
     )
 
   def _outputs(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -187,6 +187,7 @@ def vit(
   eps: float = 1e-6,
   qkv_bias: str = "qkv",
   init_kernels: str = "xavier",
+  depth_scale: bool = False,
   scan: bool = False,
   remat: str = "none",
   dtype: str = "float32",
@@ -201,7 +202,9 @@ def vit(
     pool: "cls" or "mean": what "pooled" is.
     layer_scale: its starting value; 0 means none.
     qkv_bias: "qkv", "qv" (no bias on keys) or "none".
-    init_kernels: "xavier" (MAE), "normal" (timm), "beit" (cut normal, output projections / sqrt 2l).
+    init_kernels: "xavier" (MAE), "normal" (timm: deviation 0.02) or "beit" (0.02 cut at one sigma).
+    depth_scale: divide the output projections of block l (from 1) by sqrt(2l) at the start.
+    scan, remat: how the blocks are run, see `models.layers.Transformer`.
     dtype: of the computation; parameters are float32.
 
   Raises:
@@ -221,7 +224,8 @@ def vit(
     raise ValueError(f"width {width} is not divisible by {heads} heads")
   return ViT(
     width, depth, heads, mlp_ratio or base[3], tuple(patch), positions, class_token, registers,
-    pool, drop_path, layer_scale, eps, qkv_bias, init_kernels, scan, remat, jnp.dtype(dtype),
+    pool, drop_path, layer_scale, eps, qkv_bias, init_kernels, depth_scale, scan, remat,
+    jnp.dtype(dtype),
   )  # fmt: skip
 
 

@@ -1,0 +1,48 @@
+"""MAE on handwritten digits over photographs: learns in minutes on two CPU cores, no download.
+
+Command:   python -m ssljax.main --config=configs/mae_digits.py --workdir=runs/mae_digits
+Variants:  configs/mae_digits.py:plain trains on the bare 8×8 digits.
+"""
+
+import ml_collections
+
+from ssljax.config import complete
+
+
+def get_config(arg: str = "photo") -> ml_collections.ConfigDict:
+  if arg not in ("photo", "plain"):
+    raise ValueError(f"variant {arg!r} is neither photo nor plain")
+  patch = 4 if arg == "photo" else 2
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total_steps = 1500
+  config.batch_size = 256
+  config.encoder = dict(
+    name="ssljax.models.vit", variant="Ti", width=96, depth=4, heads=4, patch=(patch, patch),
+    pool="mean",
+  )  # fmt: skip
+  config.method = dict(
+    name="ssljax.methods.masked", layout="drop", head="decoder", target="normalised_pixels",
+    decoder_width=64, decoder_depth=2, decoder_heads=4,
+  )  # fmt: skip
+  config.data = dict(
+    source="digits_photo" if arg == "photo" else "digits",
+    channels=3 if arg == "photo" else 1,
+    eval_train="train",
+    eval_test="test",
+    hidden=dict(name="ssljax.data.masking.random", ratio=0.75),
+  )
+  config.optimizer = dict(name="ssljax.optim.adamw", b1=0.9, b2=0.95, weight_decay=0.05)
+  config.schedule = dict(
+    name="ssljax.schedules.warmup_cosine", base=2e-3, per=0, warmup_steps=100
+  )
+  config.checkpoint = dict(every=500, keep=2)
+  config.log = dict(every=25)
+  config.eval = dict(
+    every=500,
+    knn=dict(name="ssljax.evals.knn"),
+    linear=dict(name="ssljax.evals.linear"),
+    rank=dict(name="ssljax.evals.rank"),
+    best="knn_k20_T0.07/top1",
+  )
+  return complete(config)

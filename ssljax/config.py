@@ -1,0 +1,278 @@
+"""Configs: the signature of what a config names is its schema, and its defaults live there alone.
+
+A component is `dict(name="dotted.path", **arguments)`. The path of a module stands for the function
+of the same name in it: "ssljax.methods.masked" is `ssljax.methods.masked.masked`. Its positional
+parameters without a default (and `dtype`, which is one key for the whole run) are given by the run,
+the others are the config's.
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ssljax import schedules
+
+GIVEN = ("dtype",)
+REQUIRED = ("total_steps", "batch_size", "method", "encoder", "data")
+DEFAULTS: dict[str, Any] = {
+  "seed": 0,
+  "dtype": "float32",
+  "accum": 1,
+  "init_from": "",
+  "optimizer": {"name": "ssljax.optim.adamw"},
+  "schedule": {"name": "ssljax.schedules.warmup_cosine"},
+  "data": {
+    "source": "digits_photo",
+    "split": "train",
+    "eval_train": "train",
+    "eval_test": "test",
+    "channels": 3,
+    "mean": None,  # per channel, on the 0…1 scale; None: ImageNet's for RGB, else measured
+    "std": None,
+    "views": None,
+    "eval_views": None,
+    "hidden": None,
+    "workers": 0,  # threads that decode; 0 lets tf.data choose
+    "max_pixels": 100_000_000,
+  },
+  "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
+  "log": {"every": 10, "tensorboard": True},
+  "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
+  "mesh": {"devices": 0, "state": "replicated", "min_size": 65536},
+}
+# Which keys may differ between a run and its resumption. The first match decides.
+FREE = (
+  "mesh", "log", "eval", "checkpoint", "data.workers", "data.eval_train", "data.eval_test",
+  "data.eval_views", "encoder.scan", "encoder.remat",
+)  # fmt: skip
+
+
+def complete(config: Mapping) -> Any:
+  """The config with every default filled in, of the type that was given (a dict or a ConfigDict).
+
+  Raises:
+    ValueError: an unknown key or component (naming the nearest right ones), a missing key, or a
+      value of another type than its default.
+  """
+  given = plain(config)
+  missing = [key for key in REQUIRED if key not in given]
+  if missing:
+    raise ValueError(f"the config lacks {', '.join(missing)}")
+  _known(given, [*DEFAULTS, *REQUIRED], "")
+  filled = {}
+  for key in sorted({*DEFAULTS, *given}):
+    value = given.get(key, DEFAULTS.get(key))
+    filled[key] = _section(key, value) if isinstance(value, dict) else value
+  if given.get("schedule") is None and "schedule" in given:
+    raise ValueError("schedule must be a component, e.g. dict(name='ssljax.schedules.constant')")
+  for key in ("total_steps", "batch_size", "accum"):
+    if not isinstance(filled[key], int) or filled[key] < 1:
+      raise ValueError(f"{key} must be a positive whole number, not {filled[key]!r}")
+  return filled if type(config) is dict else type(config)(filled)
+
+
+def _section(key: str, value: dict) -> dict:
+  """One top-level section: a component by its signature, any other by the table above."""
+  if "name" in value:
+    return _component(key, value)
+  if key in ("method", "encoder", "optimizer", "schedule"):
+    raise ValueError(f"{key} lacks its name, e.g. {key}=dict(name='ssljax.…')")
+  defaults = DEFAULTS[key]
+  parts = {k: v for k, v in value.items() if isinstance(v, dict)}
+  if key not in ("eval", "data"):
+    parts = {}
+  # Evaluations have names of the user's choice; everything else is fixed.
+  _known({k: 0 for k in value if not (key == "eval" and k in parts)}, defaults, f"{key}.")
+  filled = defaults | value
+  for name, part in parts.items():
+    if name != "source":
+      filled[name] = _component(f"{key}.{name}", part)
+  _typed(defaults, {k: v for k, v in filled.items() if k in defaults and k not in parts}, f"{key}.")
+  return filled
+
+
+def _component(where: str, spec: dict) -> dict:
+  if not isinstance(spec.get("name"), str):
+    raise ValueError(f"{where} lacks its name, e.g. {where}=dict(name='ssljax.…')")
+  defaults = _defaults(resolve(spec["name"], where))
+  arguments = {k: v for k, v in spec.items() if k != "name"}
+  _known(arguments, defaults, f"{where}.")
+  lacking = [k for k, v in (defaults | arguments).items() if v is inspect.Parameter.empty]
+  if lacking:
+    raise ValueError(f"{where} lacks {', '.join(lacking)}")
+  _typed(defaults, arguments, f"{where}.")
+  return {"name": spec["name"], **defaults, **arguments}
+
+
+def _defaults(function: Callable) -> dict[str, Any]:
+  """The arguments that a config may set; `Parameter.empty` marks those that it must."""
+  parameters = inspect.signature(function).parameters.values()
+  return {p.name: p.default for p in parameters if not _given(p)}
+
+
+def _given(parameter: inspect.Parameter) -> bool:
+  """Whether the run, not the config, supplies this parameter."""
+  if parameter.name in GIVEN:
+    return True
+  return parameter.default is parameter.empty and parameter.kind != parameter.KEYWORD_ONLY
+
+
+def _known(given: Mapping, known: Any, prefix: str) -> None:
+  for key in given:
+    if key not in known:
+      raise ValueError(f"unknown config key {prefix}{key}{nearest(key, known, prefix)}")
+
+
+def nearest(word: str, known: Any, prefix: str = "") -> str:
+  """«; did you mean …?», or the whole list where nothing is near."""
+  near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+  if near:
+    return f"; did you mean {' or '.join(prefix + n for n in near)}?"
+  return f"; there are {', '.join(sorted(map(str, known)))}"
+
+
+def _typed(defaults: Mapping, given: dict, prefix: str) -> None:
+  """Checks types against the defaults; whole numbers become floats where floats are due."""
+  for key, value in given.items():
+    default = defaults[key]
+    if default in (None, inspect.Parameter.empty) or value is None or isinstance(value, dict):
+      continue
+    if isinstance(default, float) and type(value) is int:
+      given[key] = float(value)
+    elif isinstance(default, tuple) and isinstance(value, list):
+      given[key] = tuple(value)
+    elif type(value) is not type(default) and not (
+      isinstance(default, float) and type(value) is float
+    ):
+      want = type(default).__name__
+      raise ValueError(f"{prefix}{key} wants a {want} like {default!r}, not {value!r}")
+
+
+def resolve(name: str, where: str = "") -> Callable:
+  """The function that a dotted path names.
+
+  Raises:
+    ValueError: there is none; lists what there is nearby.
+  """
+  parent, _, last = name.rpartition(".")
+  for module, attribute in ((name, last), (parent, last)):
+    if module and (found := _import(module)) is not None:
+      function = getattr(found, attribute, None)
+      if callable(function):
+        return function
+  there = _siblings(parent) if parent else []
+  hint = nearest(last, there, f"{parent}.") if there else f"; no module {parent or name!r}"
+  raise ValueError(f"no component {name!r}{f' for {where}' if where else ''}{hint}")
+
+
+def _import(module: str) -> Any:
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    # A missing dependency of the user's module must not read as "no such module".
+    if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+      return None
+    raise
+
+
+def _siblings(package: str) -> list[str]:
+  found = _import(package)
+  if found is None:
+    return []
+  if hasattr(found, "__path__"):
+    return [m.name for m in pkgutil.iter_modules(found.__path__)]
+  own = inspect.getmembers(found, inspect.isfunction)
+  return [n for n, f in own if not n.startswith("_") and f.__module__ == package]
+
+
+def build(spec: Mapping, **given: Any) -> Any:
+  """Calls the component: its arguments from `spec`, those it requires from `given`.
+
+  Arguments such as dict(schedule="cosine", start=.996, end=1.) become functions of the step.
+  """
+  spec = plain(spec)
+  function = resolve(spec.pop("name"))
+  parameters = inspect.signature(function).parameters
+  for name, parameter in parameters.items():
+    if name in given and _given(parameter):
+      spec[name] = given[name]
+    elif parameter.default is parameter.empty and name not in spec:
+      raise ValueError(f"{function.__module__}.{function.__name__} needs {name!r}")
+  moving = {
+    k: schedules.moving(v, given.get("total_steps", 0))
+    for k, v in spec.items()
+    if isinstance(v, dict) and "schedule" in v
+  }
+  return function(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()} | moving)
+
+
+def plain(config: Any) -> Any:
+  """Nested dicts without any type of their own: a ConfigDict or Mapping becomes a dict."""
+  if hasattr(config, "to_dict"):
+    config = config.to_dict()
+  if isinstance(config, Mapping):
+    return {k: v if k == "source" else plain(v) for k, v in config.items()}
+  return config
+
+
+def as_json(config: Mapping) -> dict:
+  """The config as it is written to config.json. Arrays in memory are written as their shapes."""
+
+  def other(value):
+    return f"array {list(value.shape)}" if hasattr(value, "shape") else repr(value)
+
+  return json.loads(json.dumps(plain(config), default=other))
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+  """Nested keys as dotted ones."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def differences(saved: Mapping, now: Mapping, new_schedule: bool = False) -> list[str]:
+  """Keys that must agree between a run and its resumption and do not, as «key: old -> new»."""
+  before, after = flatten(as_json(saved)), flatten(as_json(now))
+  free = FREE + (("total_steps", "schedule") if new_schedule else ())
+  changed = []
+  for key in sorted({*before, *after}):
+    if any(key == f or key.startswith(f"{f}.") for f in free):
+      continue
+    if before.get(key) != after.get(key):
+      changed.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
+  return changed
+
+
+def override(config: Mapping, settings: Mapping[str, str]) -> dict:
+  """A plain config with dotted keys set from text: {"data.source": "digits"}.
+
+  Values are Python literals; what is none is a string. A key must exist once defaults are filled.
+  """
+  changed = plain(config)
+  known = flatten(complete(changed))
+  for key, text in settings.items():
+    *path, last = key.split(".")
+    inner = changed
+    for part in path:
+      inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict):
+      raise ValueError(f"unknown config key {key}{nearest(key, known)}")
+    inner[last] = _literal(text)
+  return complete(changed)
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return {"true": True, "false": False}.get(text, text)

@@ -1,0 +1,63 @@
+"""`--dry_run`: everything is checked, one step is compiled, one batch is drawn; nothing is trained."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from ssljax import config as config_lib
+from ssljax import flops, metrics
+from ssljax import job as job_lib
+from ssljax.evaluate import Evaluation, unit_scale
+from ssljax.train import check_workdir, compiled_step, model_flops
+
+
+def dry_run(config: Mapping[str, Any], workdir: str | os.PathLike) -> None:
+  """Prints parameters, shapes, memory and FLOPs of a step; writes figures/batch.png."""
+  config = config_lib.complete(config_lib.plain(config))
+  workdir = pathlib.Path(workdir)
+  check_workdir(workdir, config, False)
+  job = job_lib.assemble(config, workdir)
+  Evaluation(job, workdir)  # opens the evaluation splits
+  print(metrics.parameter_table(job.state.params))
+  print("\nbatch, all devices together:")
+  for key, value in job.batch.items():
+    print(f"  {key}  {' x '.join(map(str, value.shape))}  {value.dtype}")
+  with jax.set_mesh(job.mesh):
+    memory = compiled_step(job).memory_analysis()
+  print(f"\nmemory of a step on each of {job.mesh.size} devices:")
+  for name, size in memory_lines(memory, job.state):
+    print(f"  {name:<28}{size / 2**20:12,.1f} MiB")
+  work = model_flops(job)
+  print(f"\nmodel FLOPs: {work:.3e} a step, {work / config['batch_size']:.3e} an image")
+  kind = jax.devices()[0].device_kind
+  peak = flops.device_peak_flops(kind, config["dtype"])
+  if peak:
+    seconds = work / (peak * job.mesh.size)
+    print(f"at the full speed of {job.mesh.size} x {kind}: {1000 * seconds:.1f} ms a step")
+  print(f"\nwrote {draw_batch(job, workdir)}")
+
+
+def memory_lines(memory: Any, state: Any) -> list[tuple[str, int]]:
+  """What the compiler says of one device's memory, in bytes."""
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+  arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  return [
+    ("state and batch", arguments),
+    ("temporaries", temporary),
+    ("together", arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes),
+    ("parameters, all devices", whole),
+  ]
+
+
+def draw_batch(job: job_lib.Job, workdir: pathlib.Path) -> pathlib.Path:
+  """The first training batch, views and hidden places, as a picture."""
+  from ssljax.viz.batch import batch_figure
+
+  with job.batches(0) as batches:
+    batch = next(batches)
+  (workdir / "figures").mkdir(parents=True, exist_ok=True)
+  shown = batch | {"image": unit_scale(batch["image"])}
+  return batch_figure(workdir / "figures" / "batch.png", shown, job.grid)

@@ -1,0 +1,97 @@
+"""python -m ssljax.main --config=configs/mae_digits.py --workdir=runs/digits [--config.key=value …]"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts talking
+
+from ssljax import config as config_lib  # noqa: E402
+
+
+def load_config(where: str) -> Any:
+  """The config of a file, `configs/mae_vitb.py` or `configs/mae_vitb.py:vitl16`.
+
+  Raises:
+    FileNotFoundError: no such file; names the nearest ones.
+    ValueError: the file has no `get_config`.
+  """
+  path, _, argument = where.partition(":")
+  file = pathlib.Path(path)
+  if not file.is_file():
+    near = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+    hint = config_lib.nearest(file.name, near, f"{file.parent}/") if near else ""
+    raise FileNotFoundError(f"no config file {path}{hint}")
+  spec = importlib.util.spec_from_file_location(f"ssljax_config_{file.stem}", file)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"{path} has no function get_config")
+  return module.get_config(argument) if argument else module.get_config()
+
+
+def settings(arguments: Sequence[str]) -> dict[str, str]:
+  """`--config.data.source=digits` (or with a space) as {"data.source": "digits"}."""
+  found, rest = {}, list(arguments)
+  while rest:
+    word = rest.pop(0)
+    if not word.startswith("--config."):
+      known = ["--config", "--workdir", "--dry_run", "--allow_new_schedule", "--config.KEY=VALUE"]
+      raise ValueError(f"unknown argument {word}{config_lib.nearest(word.split('=')[0], known)}")
+    key, equals, value = word.removeprefix("--config.").partition("=")
+    if not equals and not rest:
+      raise ValueError(f"{word} has no value: write {word}=VALUE")
+    found[key] = value if equals else rest.pop(0)
+  return found
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
+  """Flags and the complete config."""
+  parser = argparse.ArgumentParser("ssljax.main", description=__doc__, allow_abbrev=False)
+  parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+  parser.add_argument("--workdir", required=True, help="where everything of the run is written")
+  parser.add_argument("--dry_run", action="store_true", help="check all, compile a step, stop")
+  parser.add_argument(
+    "--allow_new_schedule", action="store_true",
+    help="resume with another total_steps or schedule than the workdir was begun with",
+  )  # fmt: skip
+  flags, rest = parser.parse_known_args(argv)
+  return flags, config_lib.override(load_config(flags.config), settings(rest))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; -> the exit code. What the user can mend is one line, all else a traceback."""
+  try:
+    flags, config = parse(sys.argv[1:] if argv is None else argv)
+    from ssljax import train
+
+    if flags.dry_run:
+      from ssljax.dry_run import dry_run
+
+      dry_run(config, flags.workdir)
+    else:
+      train.run(config, flags.workdir, new_schedule=flags.allow_new_schedule)
+  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    return explain(error)
+  return 0
+
+
+def explain(error: Exception) -> int:
+  """Prints an error of our own in one line; one from a library below keeps its traceback."""
+  raised = traceback.extract_tb(error.__traceback__)[-1].filename
+  ours = {str(pathlib.Path(__file__).parent), "configs"}
+  if os.environ.get("SSLJAX_TRACEBACK") or not any(place in raised for place in ours):
+    traceback.print_exception(error)
+  else:
+    print(f"error: {error}", file=sys.stderr)
+  return 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

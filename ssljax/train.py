@@ -1,0 +1,211 @@
+"""The run: build, restore, loop, evaluate, save."""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from ssljax import checkpoint, environment, flops, metrics, reporting, sharding
+from ssljax import config as config_lib
+from ssljax import job as job_lib
+from ssljax.data import sources
+from ssljax.evaluate import Evaluation
+from ssljax.signals import stop_signals
+from ssljax.step import init_state, train_step
+
+
+def run(
+  config: Mapping[str, Any], workdir: str | os.PathLike, *, new_schedule: bool = False
+) -> dict[str, float]:
+  """Trains until `total_steps`, from the newest good checkpoint in `workdir` if there is one.
+
+  config: any mapping, complete or not (see `ssljax.config`). new_schedule: let `total_steps` and
+  the schedule differ from those the workdir was begun with. Returns the last value of each metric.
+
+  Raises:
+    ValueError, FileNotFoundError: the config, the data or the workdir do not allow the run.
+    FloatingPointError: a metric stopped being finite; the last good checkpoint is kept.
+  """
+  config = config_lib.complete(config_lib.plain(config))
+  workdir = pathlib.Path(workdir)
+  check_workdir(workdir, config, new_schedule)
+  job = job_lib.assemble(config, workdir)
+  evaluate = Evaluation(job, workdir)
+  claim(workdir, config)
+  checkpoints = checkpoint.open_checkpoints(
+    workdir / "checkpoints", **config["checkpoint"], log=print
+  )
+  with jax.set_mesh(job.mesh):
+    state = restore(job, checkpoints) or start(job)
+    try:
+      return loop(job, state, checkpoints, evaluate, workdir)
+    finally:
+      checkpoints.close()
+
+
+def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
+  """The steps, and what belongs between them. Step s is the state after s updates."""
+  config = job.config
+  total, batch_size, log = config["total_steps"], config["batch_size"], config["log"]
+  first, last, pending = int(state.step), {}, []
+  print(metrics.parameter_table(state.params))
+  step_fn = compiled_step(job)
+  writer = metrics.open_writer(workdir, tensorboard=log["tensorboard"], resume_step=first)
+  progress = metrics.Progress(total, first)
+  with stop_signals() as stop, job.batches(first) as batches:
+    speed = throughput(job)
+    for step in range(first + 1, total + 1):
+      with speed.waiting():
+        batch = next(batches)
+      state, found = step_fn(state, sharding.to_global(batch, job.mesh, batch_size))
+      speed.step()
+      pending.append((step, found, batch["index"]))
+      jax.block_until_ready(pending[-2:][0][1])  # at most two steps in flight
+      ends = step == total or stop.is_set()
+      to_log = step % log["every"] == 0 or ends
+      to_evaluate = is_due(config["eval"]["every"], step, total)
+      to_save = checkpoints.should_save(step) or to_evaluate or ends
+      if to_log or to_save:
+        numbers = checked(pending) | {"train/lr": float(job.schedule(step - 1))}
+      if to_log:
+        numbers |= speed.read()
+        writer.write(step, numbers)
+        progress.update(step, numbers)
+        last |= numbers
+      scores = {}
+      if to_evaluate:
+        with speed.paused():
+          scores = evaluate(state, step)
+        writer.write(step, scores)
+        last |= scores
+        progress.note(headline(step, scores))
+      if to_save:
+        with speed.paused():
+          save(job, checkpoints, state, step, scores)
+      if to_evaluate or ends:
+        reporting.tell_damaged(workdir, batches.damaged, progress.note)
+      if to_evaluate:
+        reporting.write(workdir)
+      if stop.is_set():
+        progress.note(f"stopped by a signal at step {step}; the same command goes on from there")
+        break
+  checkpoints.wait()
+  writer.close()
+  progress.close()
+  print(f"wrote {reporting.write(workdir)}")
+  return last
+
+
+def throughput(job):
+  """Images/s, data wait and, on accelerators whose peak is known, MFU."""
+  kind = jax.devices()[0].device_kind
+  peak = flops.device_peak_flops(kind, job.config["dtype"])
+  work = model_flops(job) if peak else 0.0
+  peak = peak * job.mesh.size if peak else None
+  return metrics.Throughput(job.config["batch_size"], flops=work, peak=peak)
+
+
+def model_flops(job) -> float:
+  """Matmul FLOPs of one step on the global batch, forward and backward, without what
+  rematerialisation computes again."""
+  encoder = job.encoder
+  if getattr(encoder, "remat", "none") != "none":
+    encoder = encoder.clone(remat="none")
+  method = job_lib.build_method(job.config, encoder, job.hidden)
+  step = functools.partial(train_step, method, job.tx, 1)
+  plain = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
+  return flops.count_flops(step, plain(job.state), plain(job.batch))
+
+
+def compiled_step(job):
+  """The training step, compiled for the job's shapes and placement; the state is donated."""
+  step = functools.partial(train_step, job.method, job.tx, job.config["accum"])
+  where = jax.tree.map(lambda x: x.sharding, job.state)
+  rows = sharding.batch_sharding(job.mesh)
+  jitted = jax.jit(
+    step, donate_argnums=0, in_shardings=(where, rows), out_shardings=(where, None)
+  )
+  return jitted.lower(job.state, job.batch).compile()
+
+
+def start(job):
+  """The state before the first step, with released weights grafted in where the config says so."""
+  where = jax.tree.map(lambda x: x.sharding, job.state)
+  config = job.config
+  begin = functools.partial(init_state, job.method, job.tx, job.batch, config["seed"])
+  state = jax.jit(begin, out_shardings=where)()
+  if not config["init_from"]:
+    return state
+  from ssljax.interop import graft
+
+  params, extra = graft(config["init_from"], job, state.params, state.extra, log=print)
+  place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.sharding))
+  return state._replace(params=place(params, state.params), extra=place(extra, state.extra))
+
+
+def restore(job, checkpoints):
+  """The newest good state in the workdir, or None; refuses one that saw another data set."""
+  found = checkpoints.restore(job.state)
+  if found is None:
+    return None
+  state, meta = found
+  if change := sources.source_change(meta["source"], job.source.fingerprint):
+    raise ValueError(f"the source {job.source.name} changed since the checkpoint: {change}")
+  print(f"resumed at step {int(state.step)}")
+  return state
+
+
+def save(job, checkpoints, state, step, scores):
+  """Saves in the background, with the score that decides which step is the best."""
+  best = job.config["eval"]["best"]
+  meta = {"source": job.source.fingerprint, "input": job.input()}
+  checkpoints.save(step, state, meta, score=scores.get(f"eval/{best}"))
+
+
+def checked(pending: list) -> dict[str, float]:
+  """Metrics of the newest step as numbers, once all steps since the last look are known finite."""
+  steps, found, indices = zip(*pending)
+  pending.clear()
+  values = {}
+  for step, numbers, index in zip(steps, jax.device_get(found), indices):
+    values = {f"train/{k}": float(v) for k, v in numbers.items()}
+    metrics.check_finite(step, values, index)
+  return values
+
+
+def is_due(every: int, step: int, total: int) -> bool:
+  """Every so many steps and at the end; never where `every` is 0."""
+  return bool(every) and (step % every == 0 or step == total)
+
+
+def headline(step: int, scores: Mapping[str, float]) -> str:
+  """One line of an evaluation: the run's own accuracies beside the untrained encoder's."""
+  parts = []
+  for key, value in scores.items():
+    if key.endswith("/top1") and "baseline" not in key:
+      name = key.removeprefix("eval/")
+      random = scores.get(f"eval/baseline_random/{name}")
+      parts.append(f"{name} {value:.3f}" + (f" (untrained {random:.3f})" if random else ""))
+  return f"evaluation at step {step}: " + (", ".join(parts) or "no labels")
+
+
+def check_workdir(workdir: pathlib.Path, config: Mapping, new_schedule: bool) -> None:
+  """Raises ValueError where the workdir belongs to a run with another config."""
+  kept = workdir / "config.json"
+  if not kept.exists():
+    return
+  changed = config_lib.differences(json.loads(kept.read_text()), config, new_schedule)
+  if changed:
+    only_schedule = all(c.startswith(("total_steps", "schedule.")) for c in changed)
+    hint = "; --allow_new_schedule allows it" if only_schedule else "; use another workdir"
+    raise ValueError(f"{workdir} belongs to another config: {', '.join(changed)}{hint}")
+
+
+def claim(workdir: pathlib.Path, config: Mapping) -> None:
+  """Writes what the run is and what it runs on."""
+  environment.write(workdir)
+  (workdir / "config.json").write_text(json.dumps(config_lib.as_json(config), indent=2) + "\n")

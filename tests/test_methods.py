@@ -1,0 +1,187 @@
+"""One table over all methods (DESIGN §7.10). A new method is one line in `tests/tiny.py`."""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+from ssljax import config as config_lib
+from ssljax import job as job_lib
+from ssljax import sharding, train
+from ssljax.evals.rank import effective_rank
+from ssljax.step import init_state, train_step
+
+pytestmark = pytest.mark.parametrize("name", tiny.METHODS)
+DEVICES = (1, 8)
+
+
+@functools.cache
+def job(name: str, devices: int = 1, state: str = "replicated", accum: int = 1) -> job_lib.Job:
+  mesh = dict(devices=devices, state=state, min_size=64)
+  config = tiny.config(name, mesh=mesh, accum=accum, total_steps=40)
+  return job_lib.assemble(config_lib.complete(config))
+
+
+@functools.cache
+def step_fn(*args):
+  built = job(*args)
+  with jax.set_mesh(built.mesh):
+    return train.compiled_step(built)
+
+
+def batch(name: str, number: int = 0) -> dict[str, np.ndarray]:
+  with job(name).batches(number) as batches:
+    return next(batches)
+
+
+def losses(name: str, *args, steps: int = 3, same: bool = False) -> tuple[list[float], object]:
+  """Losses of the first steps, and the state after them."""
+  built = job(name, *args)
+  found = []
+  with jax.set_mesh(built.mesh):
+    state = train.start(built)
+    with built.batches(0) as batches:
+      one = next(batches)
+      for _ in range(steps):
+        placed = sharding.to_global(one, built.mesh, built.config["batch_size"])
+        state, metrics = step_fn(name, *args)(state, placed)
+        found.append(float(metrics["loss"]))
+        one = one if same else next(batches)
+  return found, state
+
+
+def shapes(tree):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def test_init_works_on_shapes_alone(name):
+  built = job(name)
+  made = jax.eval_shape(lambda: init_state(built.method, built.tx, built.batch, 0))
+  assert shapes(made) == shapes(built.state)
+  params, _ = built.method.init(jax.random.key(0), batch(name))
+  assert shapes(params) == shapes(built.state.params)
+
+
+def test_step_keeps_the_form_of_the_state(name):
+  built = job(name)
+  step = functools.partial(train_step, built.method, built.tx, 1)
+  after, metrics = jax.eval_shape(step, built.state, built.batch)
+  assert shapes(after) == shapes(built.state)
+  assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+
+
+def test_loss_falls_on_one_batch(name):
+  found, _ = losses(name, steps=40, same=True)
+  assert np.isfinite(found).all()
+  assert np.mean(found[-5:]) < 0.95 * np.mean(found[:2])
+
+
+@pytest.mark.parametrize("state", sharding.STATES)
+def test_same_losses_on_one_and_eight_devices(name, state):
+  one, _ = losses(name)
+  many, after = losses(name, 8, state)
+  np.testing.assert_allclose(one, many, rtol=1e-5)
+  split = [x for x in jax.tree.leaves(after) if not x.sharding.is_fully_replicated]
+  assert bool(split) == (state == "full")
+
+
+def test_accumulation_equals_the_large_batch(name):
+  whole, state = losses(name)
+  parts, accumulated = losses(name, 1, "replicated", 4)
+  np.testing.assert_allclose(whole, parts, rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(state.extra), jax.tree.leaves(accumulated.extra)):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_no_gradient_into_extra(name):
+  built = job(name)
+  params, extra = built.method.init(jax.random.key(0), batch(name))
+
+  def loss(extra):
+    return built.method.loss(params, extra, batch(name), jax.random.key(1), 0)[0]
+
+  for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(extra)):
+    assert not np.asarray(leaf).any()
+
+
+def test_update_moves_extra_towards_the_parameters(name):
+  built = job(name)
+  params, extra = built.method.init(jax.random.key(0), batch(name))
+  moved = jax.tree.map(lambda x: x + 1, params)
+  after = built.method.update(moved, extra, {}, 0)
+  assert shapes(after) == shapes(extra)
+  if name != "data2vec":
+    assert after == {}
+    return
+  for before, now in zip(jax.tree.leaves(extra), jax.tree.leaves(after)):
+    np.testing.assert_allclose(now, before + 0.1, atol=1e-6)  # momentum 0.9 in the table
+
+
+def test_does_not_collapse(name):
+  built = job(name)
+  _, state = losses(name, steps=40, same=True)
+  out = jax.jit(built.method.encode)(state.params, state.extra, batch(name))
+  pooled = np.asarray(out["pooled"])
+  # Centred: class tokens share a large mean from the start, which would hide the spread.
+  assert effective_rank(pooled - pooled.mean(0)) > 3
+
+
+def test_draws_belong_to_examples_not_to_rows(name):
+  built = job(name)
+  params, extra = built.method.init(jax.random.key(0), batch(name))
+  loss = jax.jit(built.method.loss)
+  one = batch(name)
+  turned = {key: value[::-1] for key, value in one.items()}
+  first, _ = loss(params, extra, one, jax.random.key(1), 0)
+  second, _ = loss(params, extra, turned, jax.random.key(1), 0)
+  np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_one_compile_serves_all_steps(name):
+  built = job(name)
+  step = jax.jit(functools.partial(train_step, built.method, built.tx, 1))
+  with jax.set_mesh(built.mesh):
+    state = train.start(built)
+    for number in range(3):
+      placed = sharding.to_global(batch(name, number), built.mesh, 16)
+      state, _ = step(state, placed)
+  assert step._cache_size() == 1
+
+
+def test_encode_returns_what_it_says(name):
+  built = job(name)
+  params, extra = built.method.init(jax.random.key(0), batch(name))
+  out = built.method.encode(params, extra, batch(name), layers=(0, -1))
+  assert out["pooled"].shape == (16, 32) and out["pooled"].dtype == jnp.float32
+  assert out["patches"].shape == (16, 64, 32)
+  assert out["layer_0"].shape == out["layer_1"].shape == (16, 64, 32)
+  again = built.method.encode(params, extra, batch(name))
+  np.testing.assert_array_equal(out["pooled"], again["pooled"])  # evaluation mode: no draws
+
+
+def test_reconstruction_keeps_what_is_visible(name):
+  built = job(name)
+  if built.method.reconstruct is None:
+    assert name == "data2vec"
+    return
+  one = batch(name)
+  params, extra = built.method.init(jax.random.key(0), one)
+  made = built.method.reconstruct(params, extra, one, jax.random.key(0), 0)
+  cells = lambda x: np.asarray(x).reshape(16, 8, 4, 8, 4, 3).swapaxes(2, 3).reshape(16, 64, -1)  # noqa: E731
+  difference = np.abs(cells(made) - cells(one["image"] / 255)).max(-1)
+  assert difference[~one["hidden"]].max() < 1e-5
+  assert (difference[one["hidden"]] > 1e-3).mean() > 0.9
+
+
+def test_a_missing_key_is_named(name):
+  config = tiny.config(name)
+  config["data"]["hidden"] = None
+  with pytest.raises(ValueError, match="data.hidden is not set"):
+    job_lib.assemble(config_lib.complete(config))

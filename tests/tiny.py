@@ -1,0 +1,67 @@
+"""The smallest runs that go through everything: width 32, depth 2, 8×8 places."""
+
+import copy
+from typing import Any
+
+import numpy as np
+
+ENCODER = dict(name="ssljax.models.vit", width=32, depth=2, heads=2, patch=(4, 4))
+RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
+
+# One line a method: (arguments of the encoder, of the method, of the hidden places).
+METHODS: dict[str, tuple[dict, dict, dict]] = {
+  "mae": (
+    {},
+    dict(name="ssljax.methods.masked", decoder_width=32, decoder_depth=1, decoder_heads=2),
+    dict(name="ssljax.data.masking.random", ratio=0.75),
+  ),
+  "simmim": (
+    RELATIVE | dict(init_kernels="normal", depth_scale=True),
+    dict(
+      name="ssljax.methods.masked", layout="replace", head="linear", target="pixels", loss="l1"
+    ),
+    dict(name="ssljax.data.masking.units", unit=2, ratio=0.6),
+  ),
+  "data2vec": (
+    RELATIVE | dict(init_kernels="beit", drop_path=0.1),
+    dict(
+      name="ssljax.methods.masked", layout="replace", head="linear", target="teacher",
+      loss="smooth_l1", teacher_momentum=0.9, teacher_layers=2,
+    ),
+    dict(name="ssljax.data.masking.block", count=38),
+  ),
+}  # fmt: skip
+
+
+def config(method: str = "mae", **changes: Any) -> dict:
+  """A plain config of a tiny run on data in memory; `changes` replace top-level keys, and dicts
+  among them are merged one level deep."""
+  encoder, spec, hidden = copy.deepcopy(METHODS[method])
+  base = dict(
+    seed=0,
+    total_steps=6,
+    batch_size=16,
+    encoder=ENCODER | encoder,
+    method=spec,
+    data=dict(source=images(64), eval_train="", eval_test="", hidden=hidden),
+    optimizer=dict(name="ssljax.optim.adamw", clip=1.0),
+    schedule=dict(name="ssljax.schedules.warmup_cosine", base=1e-2, per=0, warmup_steps=2),
+    checkpoint=dict(every=2, keep=2),
+    log=dict(every=1, tensorboard=False),
+    eval=dict(every=0, figures=False),
+  )
+  for key, value in changes.items():
+    merge = isinstance(value, dict) and isinstance(base.get(key), dict)
+    base[key] = base[key] | value if merge else value
+  return base
+
+
+def images(count: int, classes: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
+  """Pictures [n 32 32 3] of bright squares whose corner is the class, on noise."""
+  rng = np.random.default_rng(seed)
+  label = np.arange(count, dtype=np.int32) % classes
+  image = rng.integers(0, 80, (count, 32, 32, 3), dtype=np.uint8)
+  for picture, kind in zip(image, label):
+    y, x = 16 * (kind // 2), 16 * (kind % 2)
+    picture[y : y + 16, x : x + 16] += rng.integers(80, 170, 3, dtype=np.uint8)
+  return {"image": image, "label": label}
