@@ -1,0 +1,1 @@
+"""Input on the host: sources, order, views, hidden places, batches. Never imports jax."""

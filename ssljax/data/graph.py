@@ -1,0 +1,258 @@
+"""Decoding and views in tf.data's threads; damaged images are named and replaced."""
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ssljax.data import images, order
+from ssljax.data.decode import decode
+from ssljax.data.order import Plan
+from ssljax.data.sources import Source
+from ssljax.data.tensorflow import load
+from ssljax.data.views import View
+
+# Global steps are int64; a run that ends before 2**62 never sees the end of the range.
+FOREVER = 2**62
+
+
+class Loader:
+  """Decoded, viewed images of planned batches: a function of the plan alone."""
+
+  def __init__(
+    self,
+    source: Source,
+    plan: Callable[[int], Plan],
+    *,
+    seed: int,
+    views: View,
+    channels: int,
+    workers: int,
+    max_pixels: int,
+    damaged: dict[str, str],
+  ):
+    self.source, self.plan, self.seed, self.views = source, plan, seed, views
+    self.channels, self.max_pixels, self.damaged = channels, max_pixels, damaged
+    self.workers = workers or cores()
+    self.pending: dict[int, tuple[Plan, np.ndarray | None]] = {}
+    self.error: BaseException | None = None
+    self.single: Callable | None = None
+
+  def read(self, plan: Plan) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Records of a batch ("" for what has no header), headers and keys, as the graph takes them."""
+    index, source = plan.index, self.source
+    records, labels = source.read(index) if source.read else (source.fetch(index), None)
+    keys = order.keys(self.seed, plan.epoch, index, "views").view(np.int64)
+    if source.form == "array":
+      return {"record": records, "key": keys}, labels
+    shape = np.ones((len(index), 5), np.int32)
+    data = np.full(len(index), b"", object)
+    for row, record in enumerate(records):
+      try:
+        data[row], shape[row] = self.inspect(record)
+      except (ValueError, OSError):
+        continue  # "" does not decode either: the row is missing, and `report` finds out why
+    return {"record": data, "shape": shape, "key": keys}, labels
+
+  def inspect(self, record: bytes) -> tuple[bytes, tuple[int, ...]]:
+    """The record as the graph reads it; kind, height, width, orientation, channels. Or raises."""
+    if self.source.form == "npy":
+      height, width, depth, body = images.read_npy(
+        record, self.max_pixels, self.channels, self.source.dtype
+      )
+      return body, (images.NPY, height, width, 1, depth)
+    header = images.read_header(record, self.max_pixels, self.channels)
+    if header.repack or (header.kind == images.WEBP and not hasattr(load().io, "decode_webp")):
+      record = images.repack(record, self.channels)
+      header = images.read_header(record, self.max_pixels, self.channels)
+    return record, (header.kind, header.height, header.width, header.turn, self.channels)
+
+  def step(self, step: int) -> dict[str, np.ndarray]:
+    """`read` of the plan of a step; the plan waits in `pending` for its images."""
+    try:
+      plan = self.plan(int(step))
+      loaded, labels = self.read(plan)
+      self.pending[int(step)] = (plan, labels)
+      return loaded
+    except BaseException as error:
+      self.error = error
+      raise
+
+  def element(self, loaded):
+    """Graph of one example: record, shape, key -> image."""
+    drawn = self.views.draw(loaded["key"]) if self.views.draw else {}
+    return decode(loaded, self.source, self.channels, self.views, drawn)
+
+  def dataset(self, first: int, last: int | None):
+    """tf.data of (step, row [k], image [k h w c]): rows that are missing were damaged."""
+    tf = load()
+    loaded = self.read(Plan(*(value[:1] for value in self.plan(first))))[0]
+    types = {k: tf.string if v.dtype == object else tf.as_dtype(v.dtype) for k, v in loaded.items()}
+
+    def fetch(step):
+      flat = tf.numpy_function(lambda s: list(self.step(s).values()), [step], list(types.values()))
+      for tensor, value in zip(flat, loaded.values()):
+        tensor.set_shape([None, *value.shape[1:]])
+      return step, dict(zip(types, flat))
+
+    def decoded(step, batch):
+      rows = tf.data.Dataset.range(tf.shape(batch["key"], tf.int64)[0])
+      parts = tf.data.Dataset.zip((rows, tf.data.Dataset.from_tensor_slices(batch)))
+      parts = parts.map(lambda row, one: (row, self.element(one)), num_parallel_calls=self.workers)
+      if self.source.encoded:
+        parts = parts.ignore_errors()
+      whole = parts.batch(tf.shape(batch["key"], tf.int64)[0])
+      whole = whole.map(lambda row, image: (step, row, image))
+      return whole.concatenate(self.nothing(whole.element_spec, step))
+
+    steps = tf.data.Dataset.range(first, FOREVER if last is None else last)
+    steps = steps.map(fetch, num_parallel_calls=2)
+    # Two inner data sets in turn: the next batch decodes while this one fills.
+    steps = steps.interleave(decoded, cycle_length=2, block_length=2, num_parallel_calls=2)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = self.workers
+    options.threading.max_intra_op_parallelism = 1
+    return steps.with_options(options).prefetch(1)
+
+  def nothing(self, spec, step):
+    """An element without rows that ends each step: steps that are all damaged are not skipped."""
+    tf = load()
+    empty = tf.zeros([0, *(side or 1 for side in spec[2].shape[1:])], spec[2].dtype)
+    return tf.data.Dataset.from_tensors((step, tf.zeros([0], tf.int64), empty))
+
+  def run(
+    self, first: int, last: int | None
+  ) -> Iterator[tuple[Plan, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Per step: plan (indices as delivered), images [b h w c], valid [b], labels of records."""
+    tf = load()
+    with tf.device("/CPU:0"):
+      stream = iter(self.dataset(first, last))
+    for step in itertools.count(first) if last is None else range(first, last):
+      at, row, image = self.next(stream)
+      while int(at) < step:  # the empty end of the step before
+        at, row, image = self.next(stream)
+      row, image = row.numpy(), image.numpy()
+      plan, labels = self.pending.pop(step)
+      if len(row) == len(plan.index):
+        yield plan, image, np.ones(len(row), bool), labels
+      else:
+        yield self.filled(plan, row, image, labels)
+
+  def next(self, stream):
+    """The next element. Errors of the reading function are raised as they were."""
+    tf = load()
+    try:
+      return next(stream)
+    except tf.errors.OpError as error:
+      if self.error is not None:
+        raise self.error from None
+      if "batch" in str(error.message) or "shape" in str(error.message):
+        raise ValueError(
+          f"images of {self.source.name} differ in size: set a view that resizes them"
+        ) from None
+      raise
+
+  def filled(self, plan: Plan, row, image, labels):
+    """A batch whose missing rows are replaced (training) or marked (offset -1)."""
+    index, labels = plan.index.copy(), None if labels is None else labels.copy()
+    valid = np.zeros(len(index), bool)
+    valid[row] = True
+    found = dict(zip(row.tolist(), image))
+    for place in np.flatnonzero(~valid).tolist():
+      self.report(int(index[place]), plan, place)
+      if plan.offset[place] >= 0:
+        found[place], index[place], label = self.substitute(plan, place)
+        valid[place] = True
+        if labels is not None:
+          labels[place] = label
+    if not found:
+      found[0] = np.zeros(self.blank(), self.source.dtype)
+    example = next(iter(found.values()))
+    out = np.zeros((len(index), *example.shape), example.dtype)
+    for place, one in found.items():
+      if one.shape != example.shape:
+        raise ValueError(
+          f"images of {self.source.name} differ in size: set a view that resizes them"
+        )
+      out[place] = one
+    return plan._replace(index=index), out, valid, labels
+
+  def blank(self) -> tuple[int, ...]:
+    """Shape of an image when a whole batch is damaged."""
+    if self.views.size is None:
+      raise ValueError(
+        f"no image of a whole batch of {self.source.name} can be read, and no view says their size"
+      )
+    return (*self.views.size, self.channels)
+
+  def report(self, index: int, plan: Plan, place: int):
+    """Name a damaged image and the reason once: in the log and in `damaged`."""
+    name = self.source.example_name(index)
+    if name in self.damaged:
+      return
+    try:
+      self.one(index, plan.epoch[place])
+      why = "could not be read at the first try"
+    except ValueError as error:
+      why = str(error)
+    self.damaged[name] = why
+    logging.warning("%s %s: %s", name, why, "replaced" if plan.offset[place] >= 0 else "left out")
+
+  def substitute(self, plan: Plan, place: int):
+    """Image, index and label of the first readable candidate for this place.
+
+    Nothing is remembered from earlier places: a JPEG damaged at the bottom may well give an upper
+    crop, and a resumed run, which does not remember, must choose the same.
+    """
+    epoch, offset = int(plan.epoch[place]), int(plan.offset[place])
+    tried = order.substitutes(self.source.size, self.seed, epoch, offset)
+    for index in tried.tolist():
+      try:
+        image, label = self.one(index, epoch)
+        return image, index, label
+      except ValueError:
+        self.report(index, plan, place)
+    name = self.source.example_name(index)
+    raise ValueError(
+      f"no readable image of {self.source.name} among {len(tried)} candidates; "
+      f"the last, {name}, {self.damaged[name]}"
+    )
+
+  def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.int32 | None]:
+    """One image and the label of its record, through the same graph. Raises the reason."""
+    tf = load()
+    plan = Plan(np.array([epoch]), np.array([-1]), np.array([index]))
+    loaded, labels = self.read(plan)
+    if self.source.encoded and loaded["record"][0] == b"":
+      try:
+        self.inspect(self.source.fetch(plan.index)[0])
+      except OSError as error:
+        raise ValueError(f"cannot be decoded ({error})") from None
+    if self.single is None:
+      self.single = tf.function(self.element, reduce_retracing=True)
+    try:
+      with tf.device("/CPU:0"):
+        image = self.single({k: tf.constant(v[0]) for k, v in loaded.items()})
+    except tf.errors.InvalidArgumentError as error:
+      raise ValueError(f"cannot be decoded ({reason(error)})") from None
+    return image.numpy(), None if labels is None else labels[0]
+
+
+def cores() -> int:
+  """Cores that this process may use, which in a container are fewer than the machine has."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def reason(error) -> str:
+  """The decoder's own words in TensorFlow's message, without the graph it stands in."""
+  lines = [line.strip() for line in str(error.message).split("[[")[0].splitlines()]
+  lines = [
+    line for line in lines if line and not line.startswith(("Graph execution", "Detected at"))
+  ]
+  return lines[-1].split("}} ")[-1][:120] if lines else "damaged data"

@@ -1,0 +1,16 @@
+"""TensorFlow, imported on first use only and kept off the accelerators."""
+
+import functools
+import os
+
+
+@functools.cache
+def load():
+  """Import TensorFlow for tf.data: no GPU or TPU memory is taken from jax."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  import tensorflow as tf
+
+  for kind in ("GPU", "TPU"):
+    if tf.config.list_physical_devices(kind):
+      tf.config.set_visible_devices([], kind)
+  return tf
