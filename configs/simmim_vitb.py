@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # No absolute positions but one table of relative ones for all blocks, no bias on the keys.
   config.encoder = dict(
     name="ssljax.models.vit", variant="B", patch=(16, 16), positions="relative", pool="mean",
-    drop_path=0.1, layer_scale=0.1, qkv_bias="qv", init_kernels="normal", depth_scale=True,
+    drop_path=0.1, layer_scale=0.1, qkv_bias="qv", init_kernels="beit", depth_scale=True,
     scan=True,
   )  # fmt: skip
   config.method = dict(

@@ -45,6 +45,14 @@ DEFAULTS: dict[str, Any] = {
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
   "mesh": {"devices": 0, "state": "replicated", "min_size": 65536},
 }
+COMPONENTS = ("method", "encoder", "optimizer", "schedule")
+# Where ssljax keeps them: what a misspelt name is compared with.
+HOMES = {
+  "method": "ssljax.methods", "encoder": "ssljax.models", "optimizer": "ssljax.optim",
+  "schedule": "ssljax.schedules", "eval": "ssljax.evals", "data": "ssljax.data.views",
+}  # fmt: skip
+SECTIONS = (*COMPONENTS, "data", "checkpoint", "log", "eval", "mesh")
+DTYPES = ("float32", "bfloat16", "float16")
 # Which keys may differ between a run and its resumption. The first match decides.
 FREE = (
   "mesh", "log", "eval", "checkpoint", "data.workers", "data.eval_train", "data.eval_test",
@@ -67,33 +75,51 @@ def complete(config: Mapping) -> Any:
   filled = {}
   for key in sorted({*DEFAULTS, *given}):
     value = given.get(key, DEFAULTS.get(key))
-    filled[key] = _section(key, value) if isinstance(value, dict) else value
-  if given.get("schedule") is None and "schedule" in given:
-    raise ValueError("schedule must be a component, e.g. dict(name='ssljax.schedules.constant')")
-  for key in ("total_steps", "batch_size", "accum"):
-    if not isinstance(filled[key], int) or filled[key] < 1:
-      raise ValueError(f"{key} must be a positive whole number, not {filled[key]!r}")
+    filled[key] = _section(key, value) if key in SECTIONS else value
+  _typed(DEFAULTS, {k: filled[k] for k in ("seed", "dtype", "init_from")}, "")
+  _ranges(filled)
   return filled if type(config) is dict else type(config)(filled)
 
 
-def _section(key: str, value: dict) -> dict:
+def _ranges(filled: dict) -> None:
+  """Values that no signature checks."""
+  flat = {key: filled[key] for key in ("total_steps", "batch_size", "accum")}
+  for key, value in (flat | {"log.every": filled["log"]["every"]}).items():
+    if type(value) is not int or value < 1:
+      raise ValueError(f"{key} must be a positive whole number, not {value!r}")
+  if filled["eval"]["every"] < 0:
+    raise ValueError(f"eval.every must be 0 (off) or more, not {filled['eval']['every']}")
+  if filled["dtype"] not in DTYPES:
+    raise ValueError(f"dtype {filled['dtype']!r} is none of {', '.join(DTYPES)}")
+
+
+def _section(key: str, value: Any) -> dict:
   """One top-level section: a component by its signature, any other by the table above."""
-  if "name" in value:
+  if not isinstance(value, dict):
+    raise ValueError(f"{key} must be a section, {key}=dict(…), not {value!r}")
+  if key in COMPONENTS:
     return _component(key, value)
-  if key in ("method", "encoder", "optimizer", "schedule"):
-    raise ValueError(f"{key} lacks its name, e.g. {key}=dict(name='ssljax.…')")
   defaults = DEFAULTS[key]
+  if key == "eval":  # eval.linear=None switches off what a config file switched on
+    value = {k: v for k, v in value.items() if v is not None or k in defaults}
   parts = {k: v for k, v in value.items() if isinstance(v, dict)}
   if key not in ("eval", "data"):
     parts = {}
+  if key == "data":
+    for part in ("views", "eval_views", "hidden"):
+      if value.get(part) is not None and part not in parts:
+        raise ValueError(f"data.{part} must be dict(name='ssljax.data.…') or None")
   # Evaluations have names of the user's choice; everything else is fixed.
   _known({k: 0 for k in value if not (key == "eval" and k in parts)}, defaults, f"{key}.")
-  filled = defaults | value
   for name, part in parts.items():
-    if name != "source":
-      filled[name] = _component(f"{key}.{name}", part)
-  _typed(defaults, {k: v for k, v in filled.items() if k in defaults and k not in parts}, f"{key}.")
-  return filled
+    if key == "eval" and "name" not in part:  # a misspelt evaluation, or one that has no name yet
+      others = [n for n in (*parts, *defaults) if n != name]
+      raise ValueError(f"eval.{name} lacks its name{nearest(name, others, 'eval.')}")
+  arrays = {k for k, v in value.items() if k == "source" and isinstance(v, Mapping)}
+  plain_keys = {k: v for k, v in value.items() if k not in parts and k not in arrays}
+  _typed(defaults, plain_keys, f"{key}.")
+  made = {k: _component(f"{key}.{k}", part) for k, part in parts.items() if k not in arrays}
+  return defaults | value | plain_keys | made
 
 
 def _component(where: str, spec: dict) -> dict:
@@ -140,7 +166,10 @@ def _typed(defaults: Mapping, given: dict, prefix: str) -> None:
   """Checks types against the defaults; whole numbers become floats where floats are due."""
   for key, value in given.items():
     default = defaults[key]
-    if default in (None, inspect.Parameter.empty) or value is None or isinstance(value, dict):
+    if default is None or default is inspect.Parameter.empty:
+      continue
+    moving = isinstance(value, dict) and "schedule" in value
+    if moving or (value is None and isinstance(default, str)):
       continue
     if isinstance(default, float) and type(value) is int:
       given[key] = float(value)
@@ -165,9 +194,19 @@ def resolve(name: str, where: str = "") -> Callable:
       function = getattr(found, attribute, None)
       if callable(function):
         return function
+  raise ValueError(f"no component {name!r}{f' for {where}' if where else ''}{_hint(name, where)}")
+
+
+def _hint(name: str, where: str) -> str:
+  """What there is instead of a component that was not found."""
+  parent, _, last = name.rpartition(".")
+  if name and _import(name) is not None:
+    return f"; module {name} has no function {last}"
   there = _siblings(parent) if parent else []
-  hint = nearest(last, there, f"{parent}.") if there else f"; no module {parent or name!r}"
-  raise ValueError(f"no component {name!r}{f' for {where}' if where else ''}{hint}")
+  if there:
+    return nearest(last, there, f"{parent}.")
+  home = HOMES.get(where.split(".")[0], "ssljax")
+  return f"; no module {parent or name!r}{nearest(last, _siblings(home), f'{home}.')}"
 
 
 def _import(module: str) -> Any:

@@ -1,4 +1,4 @@
-"""`--dry_run`: everything is checked, one step is compiled, one batch is drawn; nothing is trained."""
+"""`--dry_run`: everything is checked, a step compiled, a batch drawn; nothing is trained."""
 
 import os
 import pathlib
@@ -14,11 +14,13 @@ from ssljax.evaluate import Evaluation, unit_scale
 from ssljax.train import check_workdir, compiled_step, model_flops
 
 
-def dry_run(config: Mapping[str, Any], workdir: str | os.PathLike) -> None:
+def dry_run(
+  config: Mapping[str, Any], workdir: str | os.PathLike, *, new_schedule: bool = False
+) -> None:
   """Prints parameters, shapes, memory and FLOPs of a step; writes figures/batch.png."""
   config = config_lib.complete(config_lib.plain(config))
   workdir = pathlib.Path(workdir)
-  check_workdir(workdir, config, False)
+  check_workdir(workdir, config, new_schedule)
   job = job_lib.assemble(config, workdir)
   Evaluation(job, workdir)  # opens the evaluation splits
   print(metrics.parameter_table(job.state.params))

@@ -1,9 +1,10 @@
 """The evaluation inside a run: features, baselines, held-out loss, pictures, report."""
 
+import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from ssljax import config as config_lib
 from ssljax import job as job_lib
-from ssljax import sharding
+from ssljax import reporting, sharding
 from ssljax.evals import features as features_lib
 from ssljax.step import init_state
 
@@ -24,21 +25,40 @@ class Evaluation:
 
   def __init__(self, job: job_lib.Job, workdir: pathlib.Path, log: Any = print):
     self.job, self.workdir, self.log = job, workdir, log
-    config, data = job.config, job.config["data"]
-    self.train = job_lib.open_source(config, data["eval_train"]) if data["eval_train"] else None
-    self.test = job_lib.open_source(config, data["eval_test"]) if data["eval_test"] else None
+    self.damaged: dict[str, str] = {}  # as in the pipeline: example name -> reason
+    self.train, self.test = self._open("eval_train"), self._open("eval_test")
     self.parts = self._parts()
-    if self.test is not None and data["eval_views"] is None:
-      job_lib.example_shape(self.test, None)
+    self._check_best()
     method = job.method
     self._encode = jax.jit(lambda p, e, batch: {"pooled": method.encode(p, e, batch)["pooled"]})
-    self._loss = jax.jit(lambda p, e, batch, step: method.loss(p, e, batch, jax.random.key(0), step)[0])
+    self._loss = jax.jit(
+      lambda p, e, batch, step: method.loss(p, e, batch, jax.random.key(0), step)[0]
+    )
     if method.reconstruct:
       self._reconstruct = jax.jit(method.reconstruct)
 
+  def _open(self, key: str) -> Any:
+    """The source of data.eval_train or data.eval_test; None where it is not set or not needed."""
+    config, split = self.job.config, self.job.config["data"][key]
+    if not config["eval"]["every"] or not split:
+      return None
+    try:
+      source = job_lib.open_source(config, split)
+      shape = job_lib.example_shape(source, self.job.eval_views)
+    except ValueError as error:
+      raise ValueError(f"data.{key}: {error}") from None
+    seen = tuple(self.job.batch["image"].shape[1:])
+    if shape != seen:
+      raise ValueError(
+        f"data.{key}: evaluation images are {shape}, those of training {seen}; set"
+        f" data.eval_views=dict(name='ssljax.data.views.resize_crop', size={seen[:-1]})"
+      )
+    return source
+
   def _parts(self) -> dict[str, dict]:
     """The evaluations that the data allow; the others are switched off with one line."""
-    wanted = {k: v for k, v in self.job.config["eval"].items() if isinstance(v, dict)}
+    config = self.job.config["eval"]
+    wanted = {k: v for k, v in config.items() if isinstance(v, dict) and config["every"]}
     if self.train is None or self.test is None:
       if wanted:
         self.log(f"eval: {', '.join(wanted)} off: data.eval_train or data.eval_test is not set")
@@ -47,8 +67,21 @@ class Evaluation:
       return wanted
     off = [k for k, v in wanted.items() if v["name"] in NEED_LABELS]
     if off:
-      self.log(f"eval: {', '.join(off)} off: {self.train.name} has no labels")
+      lacks = self.test if self.train.labelled else self.train
+      self.log(f"eval: {', '.join(off)} off: {lacks.name} has no labels")
     return {k: v for k, v in wanted.items() if k not in off}
+
+  def _check_best(self) -> None:
+    """Raises ValueError where eval.best is no metric of this run; it would never be found.
+
+    The evaluations are rehearsed on made-up features, which also checks their arguments now.
+    """
+    best = self.job.config["eval"]["best"]
+    made = [_made_up(min(s.size, 256)) for s in (self.train, self.test) if s is not None]
+    names = sorted(self._measure(*made)) if self.parts else []
+    wanted = [v for v in self.job.config["eval"].values() if isinstance(v, dict)]
+    if best and len(self.parts) == len(wanted) and names and best not in names:
+      raise ValueError(f"unknown metric eval.best {best!r}{config_lib.nearest(best, names)}")
 
   def __call__(self, state: Any, step: int) -> dict[str, float]:
     """All metrics of this step, baselines included, as eval/… keys; writes the figures."""
@@ -71,13 +104,20 @@ class Evaluation:
     rows = sharding.local_rows(size, self.job.mesh)
     return sharding.to_global({k: v[rows] for k, v in kept.items()}, self.job.mesh, size)
 
+  @contextlib.contextmanager
+  def _examples(self, source: Any, **given: Any) -> Iterator[Any]:
+    """One pass over a source; what cannot be read is remembered."""
+    with self.job.examples(source, **given) as batches:
+      yield batches
+      self.damaged |= batches.damaged
+
   def _features(self, params: Any, extra: Any) -> tuple[Any, Any]:
     def encode(batch):
       return self._encode(params, extra, self._place(batch))
 
     found = []
     for source in (self.train, self.test):
-      with self.job.examples(source) as batches:
+      with self._examples(source) as batches:
         found.append(features_lib.extract(encode, batches))
     return tuple(found)
 
@@ -104,7 +144,8 @@ class Evaluation:
     """The same measures of raw pixels and of the untrained encoder, measured once in a run."""
     config = config_lib.as_json(self.job.config)
     data = {k: v for k, v in config["data"].items() if k not in ("workers", "hidden", "views")}
-    parts = {"parts": self.parts, "data": data, "encoder": config["encoder"]}
+    prints = [self.train.fingerprint, self.test.fingerprint]
+    parts = {"parts": self.parts, "data": data, "encoder": config["encoder"], "sources": prints}
     key = json.dumps(config_lib.as_json(parts) | {"seed": config["seed"]}, sort_keys=True)
     kept = self.workdir / "baselines.json"
     if kept.exists():
@@ -115,22 +156,29 @@ class Evaluation:
     del self.__dict__["_random"]
     raw = []
     for source in (self.train, self.test):
-      with self.job.examples(source) as batches:
+      with self._examples(source) as batches:
         raw.append(features_lib.pixels(batches))
     found["baseline_pixels"] = self._measure(*raw)
-    kept.write_text(json.dumps({"key": key, "metrics": found}))
+    reporting.write_json(kept, {"key": key, "metrics": found})
     return found
 
   def _heldout(self, state: Any) -> float:
     """Mean pre-training loss over the test split, hidden places and view fixed."""
     total, count = 0.0, 0
-    with self.job.examples(self.test, hidden=True) as batches:
+    with self._examples(self.test, hidden=True) as batches:
       for batch in batches:
-        valid = int(np.sum(batch["valid"]))
-        if valid < len(batch["valid"]) and count:
-          continue  # a mean over a padded batch would count some examples twice
-        loss = self._loss(state.params, state.extra, self._place(batch), state.step)
-        total, count = total + float(loss) * valid, count + valid
+        good = np.flatnonzero(batch["valid"])
+        if not len(good):
+          continue
+        # The loss is a mean over all rows: those that do not count repeat the others in turn, so
+        # that each counts about once.
+        rows = np.resize(good, len(batch["valid"]))
+        rows[good] = good
+        placed = self._place({k: v[rows] for k, v in batch.items()})
+        loss = self._loss(state.params, state.extra, placed, state.step)
+        total, count = total + float(loss) * len(good), count + len(good)
+    if not count:
+      raise ValueError(f"no image of {self.test.name} can be read")
     return total / count
 
   def _figures(self, state: Any, train: Any, test: Any) -> None:
@@ -141,7 +189,7 @@ class Evaluation:
     source = self.test or self.job.source
     size = job_lib.eval_batch_size(self.job.config, self.job.mesh)
     indices = np.linspace(0, source.size - 1, min(size, source.size)).astype(int)
-    with self.job.examples(source, hidden=True, indices=indices) as batches:
+    with self._examples(source, hidden=True, indices=indices) as batches:
       batch = next(iter(batches))
     if self.job.hidden is not None:
       seen = None
@@ -170,9 +218,16 @@ class Evaluation:
     neighbours.neighbours_figure(path, queries, found, similarity=near, **labels)
 
   def _images(self, source: Any, indices: np.ndarray) -> np.ndarray:
-    with self.job.examples(source, indices=indices) as batches:
+    with self._examples(source, indices=indices) as batches:
       images = [batch["image"][batch["valid"]] for batch in batches]
     return unit_scale(np.concatenate(images))
+
+
+def _made_up(size: int) -> features_lib.Features:
+  """Random features of two classes: [size 4]."""
+  index = np.arange(size)
+  pooled = np.random.default_rng(0).normal(size=(size, 4)).astype(np.float32)
+  return features_lib.Features(pooled, index % 2, index)
 
 
 def unit_scale(image: np.ndarray) -> np.ndarray:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from ssljax import config as config_lib
-from ssljax import sharding
+from ssljax import reporting, sharding
 from ssljax.data import moments, pipeline, sources
 from ssljax.methods.combine import normalised
 from ssljax.step import Method, init_state
@@ -51,14 +50,15 @@ class Job:
       "mean": list(map(float, self.mean)), "std": list(map(float, self.std)),
     }  # fmt: skip
 
-  def batches(self, start_step: int) -> pipeline.Batches:
-    """This process's training batches from a step on."""
+  def batches(self, start_step: int, steps: int | None = None) -> pipeline.Batches:
+    """This process's training batches from a step on: endless, or `steps` of them."""
     config, data = self.config, self.config["data"]
     return pipeline.batches(
       self.source,
       batch_size=config["batch_size"],
       seed=config["seed"],
       start_step=start_step,
+      steps=steps,
       rows=sharding.local_rows(config["batch_size"], self.mesh),
       views=self.views,
       hidden=self.hidden,
@@ -86,7 +86,7 @@ class Job:
 def eval_batch_size(config: Mapping, mesh: jax.sharding.Mesh) -> int:
   """Examples per batch of an evaluation: as set, else that of one training microbatch."""
   size = config["eval"]["batch_size"] or config["batch_size"] // config["accum"]
-  sharding.check_batch(size, mesh)
+  sharding.check_batch(size, mesh, name="eval.batch_size")
   return size
 
 
@@ -128,11 +128,13 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
   if missing:
     raise ValueError(f"{config['method']['name']} needs {', '.join(missing)} in the batch")
   state = jax.eval_shape(lambda: init_state(method, tx, batch, config["seed"]))
+  # On shapes alone: parts that do not go together show before the workdir is claimed.
+  jax.eval_shape(method.loss, state.params, state.extra, batch, state.rng, state.step)
   job = Job(
     dict(config), mesh, source, views, eval_views, hidden, grid, encoder, method, tx, schedule,
     batch, placed(state, config, mesh), mean, std,
   )  # fmt: skip
-  job.batches(0).close()  # says now what the pipeline will not accept
+  job.batches(0, steps=0).close()  # says now what the pipeline will not accept
   return job
 
 
@@ -170,7 +172,9 @@ def batch_shapes(config: Mapping, source: Any, shape: tuple, hidden: Any) -> dic
     shapes["label"] = ((b,), "int32")
   if hidden is not None:
     shapes["hidden"] = ((b, int(np.prod(hidden.grid))), "bool")
-  return {k: jax.ShapeDtypeStruct(s, jnp.dtype(t)) for k, (s, t) in shapes.items()}
+  # As the device holds them: float64 arrives as float32.
+  kind = jax.dtypes.canonicalize_dtype
+  return {k: jax.ShapeDtypeStruct(s, kind(t)) for k, (s, t) in shapes.items()}
 
 
 def placed(state: Any, config: Mapping, mesh: jax.sharding.Mesh) -> Any:
@@ -178,9 +182,7 @@ def placed(state: Any, config: Mapping, mesh: jax.sharding.Mesh) -> Any:
   where = sharding.state_shardings(
     state, mesh, placement=config["mesh"]["state"], min_size=config["mesh"]["min_size"]
   )
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where
-  )
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
 
 
 def statistics(config: Mapping, source: Any, workdir: pathlib.Path | None) -> tuple[Any, Any]:
@@ -194,11 +196,13 @@ def statistics(config: Mapping, source: Any, workdir: pathlib.Path | None) -> tu
   kept = workdir / "moments.json" if workdir else None
   if kept and kept.exists():
     found = json.loads(kept.read_text())
-    return found["mean"], found["std"]
+    # A dry run, or a run that failed at once, may have measured another source here.
+    if found["source"] == json.loads(json.dumps(source.fingerprint)):
+      return found["mean"], found["std"]
   mean, std = (np.asarray(x).tolist() for x in moments.moments(source, source.channels))
   if kept:
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"mean": mean, "std": std}))
+    reporting.write_json(kept, {"mean": mean, "std": std, "source": source.fingerprint})
   return mean, std
 
 

@@ -1,4 +1,4 @@
-"""python -m ssljax.main --config=configs/mae_digits.py --workdir=runs/digits [--config.key=value …]"""
+"""python -m ssljax.main --config=configs/mae_digits.py --workdir=runs/x [--config.KEY=VALUE …]"""
 
 import argparse
 import importlib.util
@@ -11,7 +11,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts talking
 
-from ssljax import config as config_lib  # noqa: E402
+from ssljax import config as config_lib
 
 
 def load_config(where: str) -> Any:
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; -> the exit code. What the user can mend is one line, all else a traceback."""
+  """Runs the command; -> the exit code. What the user can mend is one line, else a traceback."""
   try:
     flags, config = parse(sys.argv[1:] if argv is None else argv)
     from ssljax import train
@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.dry_run:
       from ssljax.dry_run import dry_run
 
-      dry_run(config, flags.workdir)
+      dry_run(config, flags.workdir, new_schedule=flags.allow_new_schedule)
     else:
       train.run(config, flags.workdir, new_schedule=flags.allow_new_schedule)
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
     return explain(error)
   return 0
 

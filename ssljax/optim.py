@@ -8,8 +8,8 @@ import optax
 
 from ssljax.schedules import Schedule
 
-# Vectors that PyTorch stores as [1 1 d] and therefore decays under the rule "all but one-dimensional
-# tensors"; here they are [d], so they are named.
+# Vectors that PyTorch stores as [1 1 d] and therefore decays under the rule "all but tensors of one
+# dimension"; here they are [d], so they are named.
 TOKENS = ("cls_token", "mask_token")
 
 

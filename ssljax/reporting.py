@@ -2,7 +2,16 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a file that a kill leaves either as it was or whole."""
+  part = path.with_name(path.name + ".part")
+  part.write_text(json.dumps(value, indent=2) + "\n")
+  part.replace(path)
 
 
 def tell_damaged(
@@ -16,8 +25,8 @@ def tell_damaged(
     return
   named = ", ".join(f"{name} ({reason})" for name, reason in list(new.items())[:10])
   more = f" and {len(new) - 10} more" if len(new) > 10 else ""
-  say(f"{len(new)} unreadable images replaced by others: {named}{more}; all are in {path}")
-  path.write_text(json.dumps(known | new, indent=2, sort_keys=True) + "\n")
+  say(f"{len(new)} unreadable images left out or replaced: {named}{more}; all are in {path}")
+  write_json(path, dict(sorted((known | new).items())))
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -31,3 +40,17 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
   if len(read_metrics(workdir / "metrics.jsonl")) > 0:
     curves_figure(figures / "curves.png", workdir / "metrics.jsonl")
   return write_report(workdir)
+
+
+def main(workdir: str) -> None:
+  """Prints the final table of a run and where its report is."""
+  from ssljax.viz.curves import read_metrics
+  from ssljax.viz.table import summary, table_text
+
+  folder = pathlib.Path(workdir)
+  print(table_text(summary(read_metrics(folder / "metrics.jsonl"))))
+  print(f"\nopen {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])

@@ -18,22 +18,21 @@ def make_mesh(devices: int = 0) -> Mesh:
     ValueError: more devices asked for than there are.
   """
   there = jax.devices()
-  if devices > len(there):
-    raise ValueError(f"mesh.devices {devices} is more than the {len(there)} devices there are")
+  if not 0 <= devices <= len(there):
+    many = "negative" if devices < 0 else f"more than the {len(there)} devices there are"
+    raise ValueError(f"mesh.devices {devices} is {many}")
   count = devices or len(there)
   # Auto, not the default Explicit: convolutions and view reshapes need it.
   return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=there[:count])
 
 
-def check_batch(batch_size: int, mesh: Mesh, accum: int = 1) -> None:
+def check_batch(batch_size: int, mesh: Mesh, accum: int = 1, name: str = "batch_size") -> None:
   """Raises ValueError where a batch cannot be dealt out evenly."""
   devices = mesh.shape["data"]
   if batch_size % devices:
-    raise ValueError(f"batch_size {batch_size} is not divisible by {devices} devices")
+    raise ValueError(f"{name} {batch_size} is not divisible by {devices} devices")
   if batch_size % (devices * accum):
-    raise ValueError(
-      f"batch_size {batch_size} is not divisible by {devices} devices × accum {accum}"
-    )
+    raise ValueError(f"{name} {batch_size} is not divisible by {devices} devices × accum {accum}")
 
 
 def state_shardings(state: Any, mesh: Mesh, *, placement: str, min_size: int) -> Any:

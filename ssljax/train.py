@@ -65,7 +65,8 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
       speed.step()
       pending.append((step, found, batch["index"]))
       jax.block_until_ready(pending[-2:][0][1])  # at most two steps in flight
-      ends = step == total or stop.is_set()
+      stopping = stop.is_set()  # looked at once: a later signal must not skip the save below
+      ends = step == total or stopping
       to_log = step % log["every"] == 0 or ends
       to_evaluate = is_due(config["eval"]["every"], step, total)
       to_save = checkpoints.should_save(step) or to_evaluate or ends
@@ -84,13 +85,13 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
         last |= scores
         progress.note(headline(step, scores))
       if to_save:
+        # Before the save: what was met before a checkpoint is not met again by a resumed run.
+        reporting.tell_damaged(workdir, batches.damaged | evaluate.damaged, progress.note)
         with speed.paused():
           save(job, checkpoints, state, step, scores)
-      if to_evaluate or ends:
-        reporting.tell_damaged(workdir, batches.damaged, progress.note)
       if to_evaluate:
         reporting.write(workdir)
-      if stop.is_set():
+      if stopping:
         progress.note(f"stopped by a signal at step {step}; the same command goes on from there")
         break
   checkpoints.wait()
@@ -126,9 +127,7 @@ def compiled_step(job):
   step = functools.partial(train_step, job.method, job.tx, job.config["accum"])
   where = jax.tree.map(lambda x: x.sharding, job.state)
   rows = sharding.batch_sharding(job.mesh)
-  jitted = jax.jit(
-    step, donate_argnums=0, in_shardings=(where, rows), out_shardings=(where, None)
-  )
+  jitted = jax.jit(step, donate_argnums=0, in_shardings=(where, rows), out_shardings=(where, None))
   return jitted.lower(job.state, job.batch).compile()
 
 
@@ -194,9 +193,13 @@ def headline(step: int, scores: Mapping[str, float]) -> str:
 
 
 def check_workdir(workdir: pathlib.Path, config: Mapping, new_schedule: bool) -> None:
-  """Raises ValueError where the workdir belongs to a run with another config."""
-  kept = workdir / "config.json"
-  if not kept.exists():
+  """Raises ValueError where the workdir belongs to a run with another config.
+
+  A run that ended before its first step has left nothing that another could spoil.
+  """
+  kept, record = workdir / "config.json", workdir / "metrics.jsonl"
+  begun = any((workdir / "checkpoints").glob("*")) or (record.exists() and record.stat().st_size)
+  if not kept.exists() or not begun:
     return
   changed = config_lib.differences(json.loads(kept.read_text()), config, new_schedule)
   if changed:
@@ -208,4 +211,4 @@ def check_workdir(workdir: pathlib.Path, config: Mapping, new_schedule: bool) ->
 def claim(workdir: pathlib.Path, config: Mapping) -> None:
   """Writes what the run is and what it runs on."""
   environment.write(workdir)
-  (workdir / "config.json").write_text(json.dumps(config_lib.as_json(config), indent=2) + "\n")
+  reporting.write_json(workdir / "config.json", config_lib.as_json(config))

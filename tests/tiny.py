@@ -16,7 +16,7 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     dict(name="ssljax.data.masking.random", ratio=0.75),
   ),
   "simmim": (
-    RELATIVE | dict(init_kernels="normal", depth_scale=True),
+    RELATIVE | dict(init_kernels="beit", depth_scale=True),
     dict(
       name="ssljax.methods.masked", layout="replace", head="linear", target="pixels", loss="l1"
     ),

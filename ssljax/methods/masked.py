@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ssljax import losses, schedules, targets
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.decoders import LinearHead, TransformerDecoder
-from ssljax.models.layers import KERNELS
+from ssljax.models.layers import TOKENS
 from ssljax.step import Method, example_keys
 
 LOSSES = {
@@ -50,7 +50,7 @@ def masked(
 
   Args:
     encoder: from `models/`, e.g. `vit(…)`.
-    hidden_count: number of hidden places of every example; `batch["hidden"]` bool [b n] has as many.
+    hidden_count: how many places of every example `batch["hidden"]` bool [b n] hides.
     layout: "drop" (the encoder sees the visible tokens only) or "replace" (it sees all, the hidden
       ones exchanged for a learnt vector).
     head: "decoder" (transformer of `decoder_width`, `decoder_depth`, `decoder_heads`; needs layout
@@ -73,8 +73,9 @@ def masked(
   def make_head(shape):
     out = encoder.width if target == "teacher" else math.prod(encoder.patch) * shape[-1]
     if head == "linear":
-      kernel = KERNELS[encoder.init_kernels]
-      return LinearHead(out, encoder.prefix, kernel, encoder.dtype)
+      # SimMIM leaves its head at PyTorch's default; data2vec draws it like the encoder.
+      start = encoder.init_kernels if target == "teacher" else "torch"
+      return LinearHead(out, encoder.prefix, start, encoder.dtype)
     speed = dict(scan=encoder.scan, remat=encoder.remat, dtype=encoder.dtype)
     width, depth, heads = decoder_width, decoder_depth, decoder_heads
     return TransformerDecoder(width, depth, heads, out, encoder.prefix, encoder.eps, **speed)
@@ -87,7 +88,7 @@ def masked(
     rngs = jax.random.split(rng, 3)
     params = {"encoder": encoder.init(rngs[0], x)["params"]}
     if layout == "replace":
-      params["mask_token"] = KERNELS[encoder.init_kernels](rngs[1], (1, encoder.width))[0]
+      params["mask_token"] = TOKENS[encoder.init_kernels](rngs[1], (encoder.width,))
     tokens = jnp.zeros((1, encoder.prefix + keep.shape[1], encoder.width))
     if head == "linear":
       tokens = jnp.zeros((1, encoder.prefix + hidden.shape[1], encoder.width))

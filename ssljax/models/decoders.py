@@ -62,10 +62,17 @@ class LinearHead(nn.Module):
 
   out: int
   prefix: int
-  kernel: layers_lib.Init = layers_lib.KERNELS["normal"]
+  init: str = "torch"
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, tokens: jax.Array, places: jax.Array) -> jax.Array:
     x = tokens_lib.take(tokens[:, self.prefix :], places)
-    return nn.Dense(self.out, kernel_init=self.kernel, dtype=self.dtype, name="head")(x)
+    bias = layers_lib.uniform_bias(x.shape[-1])
+    return nn.Dense(
+      self.out,
+      kernel_init=layers_lib.KERNELS[self.init],
+      bias_init=bias if self.init == "torch" else nn.initializers.zeros,
+      dtype=self.dtype,
+      name="head",
+    )(x)

@@ -22,14 +22,24 @@ def beit_normal(rng: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
   return 0.02 * jax.random.truncated_normal(rng, -1.0, 1.0, shape, dtype)
 
 
+def uniform_bias(fan_in: int) -> Init:
+  """Uniform(±1/sqrt(fan_in)): a bias left at PyTorch's default, as MAE's patch convolution is."""
+  bound = fan_in**-0.5
+  return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
 # Name -> initialiser of all linear kernels [in out].
 # xavier: MAE; of the fused qkv matrix as one (bound sqrt(6/4d)). normal: timm's truncated normal,
-# whose cut at ±2 in absolute value never bites.
+# whose cut at ±2 in absolute value never bites. torch: U(±1/sqrt(fan_in)), PyTorch's default.
 KERNELS: dict[str, Init] = {
   "xavier": nn.initializers.xavier_uniform(),
   "normal": nn.initializers.normal(0.02),
   "beit": beit_normal,
+  "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
+# Class, register and mask tokens follow the kernels only where those are cut.
+TOKENS: dict[str, Init] = dict.fromkeys(KERNELS, nn.initializers.normal(0.02))
+TOKENS["beit"] = beit_normal
 
 
 def layer_norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:

@@ -23,12 +23,6 @@ VARIANTS = {
 }
 
 
-def conv_bias(fan_in: int) -> layers_lib.Init:
-  """Uniform(±1/sqrt(fan_in)): the bias that MAE's patch convolution keeps from its framework."""
-  bound = fan_in**-0.5
-  return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-
 class ViT(nn.Module):
   """Encoder of tokens on a grid. Build it with `vit`, which checks and explains the arguments."""
 
@@ -101,11 +95,13 @@ class ViT(nn.Module):
 
   def _stem(self, patches: jax.Array) -> jax.Array:
     # The kernel is drawn as a linear layer [p d], as MAE does, not as a convolution, whose fan-out
-    # would count the patch area and make it ten times too small.
+    # would count the patch area and make it ten times too small. MAE alone leaves the bias of that
+    # convolution at its framework's default; BEiT and its children set it to zero.
+    bias = layers_lib.uniform_bias(patches.shape[-1])
     return nn.Dense(
       self.width,
       kernel_init=layers_lib.KERNELS[self.init_kernels],
-      bias_init=conv_bias(patches.shape[-1]),
+      bias_init=bias if self.init_kernels == "xavier" else nn.initializers.zeros,
       dtype=self.dtype,
       name="stem",
     )(patches.astype(self.dtype))
@@ -121,7 +117,7 @@ class ViT(nn.Module):
     return x + table.astype(x.dtype)
 
   def _add_prefix(self, x: jax.Array) -> jax.Array:
-    normal = nn.initializers.normal(0.02)
+    normal = layers_lib.TOKENS[self.init_kernels]
     prefix = []
     if self.class_token:
       prefix.append(self.param("cls_token", normal, (self.width,))[None])

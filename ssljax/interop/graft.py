@@ -1,0 +1,106 @@
+"""Released weights, or those of an earlier run, into a state that is about to train."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ssljax.interop import convert, files
+from ssljax.leaves import named, nested
+from ssljax.models import positions as positions_lib
+
+STATED = ("heads", "eps", "grid")  # of what a file says of itself, what is looked at
+
+
+def graft(
+  path: str, job: Any, params: Any, extra: Any, log: Callable[[str], None] = print
+) -> tuple[Any, Any]:
+  """`params` and `extra` with the weights at `path` in place; what is missing stays as it is.
+
+  path: a weight file, a folder of Transformers, or the workdir of a run. job: `ssljax.job.Job`;
+  its encoder and the shape of its images decide. A teacher in `extra` starts from the same encoder.
+  What was read, what the file lacks and what was not used is told by `log`.
+
+  Raises:
+    FileNotFoundError, ValueError: no weights there, or they do not fit; one line that says why.
+  """
+  shape = job.batch["image"].shape[1:]
+  try:
+    if (pathlib.Path(path) / "checkpoints").is_dir():
+      new, lines = _from_run(pathlib.Path(path), job.encoder, shape, params)
+    else:
+      new, lines = _from_file(path, job.encoder, shape, params)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"init_from: {error}") from None
+  except (ValueError, ImportError) as error:
+    raise ValueError(f"init_from: {error}") from error
+  merged = nested(named(params) | named(new))
+  for line in lines:
+    log(f"init_from {path}: {line}")
+  if "teacher" in extra:
+    own = named(extra["teacher"])
+    taken = {k: v for k, v in named(merged).items() if k in own}
+    extra = extra | {"teacher": nested(own | taken)}
+  return merged, extra
+
+
+def _from_file(path, encoder, shape, params):
+  """Parameters under their paths in `params`, and what to tell."""
+  tensors = files.read_weights(path)
+  stated = {k: json.loads(v) for k, v in files.read_metadata(path).items() if k in STATED}
+  if stated.get("heads", encoder.heads) != encoder.heads:  # no shape would tell
+    raise ValueError(f"{path} has {stated['heads']} heads, encoder.heads is {encoder.heads}")
+  found, report = convert.to_params(tensors, encoder, shape, stated.get("grid"))
+  new, used, lines = {"encoder": found}, set(), [*report.notes]
+  if stated.get("eps", encoder.eps) != encoder.eps:
+    lines.append(f"it was made with eps {stated['eps']}, encoder.eps is {encoder.eps}")
+  others = sorted(set(params) - {"encoder"})
+  left = [f"encoder/{path}" for path in report.missing]
+  for part in others:
+    if part == "decoder":
+      try:
+        new["decoder"], names = convert.to_decoder(tensors, params["decoder"])
+        used |= set(names)
+        continue
+      except ValueError as error:
+        lines.append(f"the decoder is not taken: {error}")
+    left.append(part)
+  lines.insert(0, f"{len(named(new))} parameters read")
+  if left:
+    lines.append(f"not in the file, left at their start: {', '.join(left)}")
+  if unused := [name for name in report.unused if name not in used]:
+    lines.append(f"in the file, not used: {_some(unused)}")
+  return new, lines
+
+
+def _from_run(workdir, encoder, shape, params):
+  """The same from an earlier run of this package."""
+  from ssljax.load import load
+
+  earlier = load(workdir)
+  old, wanted, new = named(earlier.params), named(params), {}
+  if "encoder/positions" in old and "encoder/positions" in wanted:
+    grids = earlier.encoder.grid(earlier.shape[:-1]), encoder.grid(tuple(shape[:-1]))
+    old["encoder/positions"] = positions_lib.resize_table(old["encoder/positions"], *grids)
+  lost = [k for k in wanted if k.startswith("encoder/") and k not in old]
+  if lost:
+    raise ValueError(f"the encoder of {workdir} has no {_some(lost)}")
+  for path, leaf in wanted.items():
+    if path in old and np.shape(old[path]) == leaf.shape:
+      new[path] = old[path]
+    elif path in old and path.startswith("encoder/"):
+      was = list(np.shape(old[path]))
+      raise ValueError(f"{path} is {was} in {workdir}, this run wants {list(leaf.shape)}")
+  lines = [f"{len(new)} parameters read from step {earlier.step}"]
+  if left := sorted({k.split("/")[0] for k in wanted if k not in new}):
+    lines.append(f"of another shape or not there, left at their start: {', '.join(left)}")
+  if unused := [k for k in old if k not in new]:
+    lines.append(f"in the run, not used: {_some(unused)}")
+  return nested(new), lines
+
+
+def _some(names: list[str]) -> str:
+  more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+  return ", ".join(names[:6]) + more
