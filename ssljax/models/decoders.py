@@ -62,7 +62,7 @@ class LinearHead(nn.Module):
 
   out: int
   prefix: int
-  init: str = "torch"
+  start: str = "torch"
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -71,8 +71,8 @@ class LinearHead(nn.Module):
     bias = layers_lib.uniform_bias(x.shape[-1])
     return nn.Dense(
       self.out,
-      kernel_init=layers_lib.KERNELS[self.init],
-      bias_init=bias if self.init == "torch" else nn.initializers.zeros,
+      kernel_init=layers_lib.KERNELS[self.start],
+      bias_init=bias if self.start == "torch" else nn.initializers.zeros,
       dtype=self.dtype,
       name="head",
     )(x)
