@@ -1,11 +1,12 @@
-"""data2vec pre-training on ImageNet-1k (Baevski et al. 2022, arXiv 2202.03555), ViT-B/16, 800 epochs.
+"""data2vec on ImageNet-1k (Baevski et al. 2022, arXiv 2202.03555), ViT-B/16, 800 epochs.
 
 Command:   python -m ssljax.main --config=configs/data2vec_vitb.py --workdir=runs/data2vec_vitb \
              --config.data.source=tar:/data/imagenet/train/*.tar
 Hardware:  this recipe has not been run to the end with this code.
 Expected:  fine-tuned top-1 84.2 (paper, ViT-B).
-Deviates from the published command in two places: the block mask has exactly 120 places (there 119.5
-on average), and there is no dropout of 0.05 on the attention weights.
+Deviates from the published command in three places: the block mask has exactly 120 places (there
+119.5 on average), colours are changed after the crop, and attention weights have no dropout (there
+0.05).
 """
 
 import ml_collections
@@ -36,7 +37,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     eval_train="train[:10%]",
     eval_test="validation",
     views=dict(
-      name="ssljax.data.views.crop_flip", size=(224, 224), scale=(0.08, 1.0),
+      name="ssljax.data.views.crop_flip",
+      size=(224, 224),
+      scale=(0.08, 1.0),
       jitter=(0.4, 0.4, 0.4, 0.0),
     ),  # fmt: skip
     eval_views=dict(name="ssljax.data.views.resize_crop", size=(224, 224), resize=256),

@@ -2,8 +2,9 @@
 
 Command:   python -m ssljax.main --config=configs/mae_cifar10.py --workdir=runs/mae_cifar10 \
              --config.data.source=npz:cifar10.npz
-           with `image` [n 32 32 3] and `label` [n] in the file, or --config.data.source=tfds:cifar10
-           --config.data.split=train --config.data.eval_train=train --config.data.eval_test=test.
+           with `image` [n 32 32 3] and `label` [n] in the file (experiments/cifar10_npz.py), or
+           --config.data.source=tfds:cifar10 --config.data.split=train \
+             --config.data.eval_train=train --config.data.eval_test=test
 Hardware:  see experiments/mae_cifar10 for a run on two CPU cores; 800 epochs need an accelerator.
 """
 

@@ -33,9 +33,7 @@ def get_config(arg: str = "photo") -> ml_collections.ConfigDict:
     hidden=dict(name="ssljax.data.masking.random", ratio=0.75),
   )
   config.optimizer = dict(name="ssljax.optim.adamw", b1=0.9, b2=0.95, weight_decay=0.05)
-  config.schedule = dict(
-    name="ssljax.schedules.warmup_cosine", base=2e-3, per=0, warmup_steps=100
-  )
+  config.schedule = dict(name="ssljax.schedules.warmup_cosine", base=2e-3, per=0, warmup_steps=100)
   config.checkpoint = dict(every=500, keep=2)
   config.log = dict(every=25)
   config.eval = dict(

@@ -78,7 +78,8 @@ def complete(config: Mapping) -> Any:
     filled[key] = _section(key, value) if key in SECTIONS else value
   _typed(DEFAULTS, {k: filled[k] for k in ("seed", "dtype", "init_from")}, "")
   _ranges(filled)
-  return filled if type(config) is dict else type(config)(filled)
+  kind: Any = type(config)
+  return filled if kind is dict else kind(filled)
 
 
 def _ranges(filled: dict) -> None:
@@ -106,9 +107,9 @@ def _section(key: str, value: Any) -> dict:
   if key not in ("eval", "data"):
     parts = {}
   if key == "data":
-    for part in ("views", "eval_views", "hidden"):
-      if value.get(part) is not None and part not in parts:
-        raise ValueError(f"data.{part} must be dict(name='ssljax.data.…') or None")
+    for place in ("views", "eval_views", "hidden"):
+      if value.get(place) is not None and place not in parts:
+        raise ValueError(f"data.{place} must be dict(name='ssljax.data.…') or None")
   # Evaluations have names of the user's choice; everything else is fixed.
   _known({k: 0 for k in value if not (key == "eval" and k in parts)}, defaults, f"{key}.")
   for name, part in parts.items():
@@ -234,20 +235,21 @@ def build(spec: Mapping, **given: Any) -> Any:
 
   Arguments such as dict(schedule="cosine", start=.996, end=1.) become functions of the step.
   """
-  spec = plain(spec)
-  function = resolve(spec.pop("name"))
+  arguments: dict[str, Any] = plain(spec)
+  function = resolve(arguments.pop("name"))
   parameters = inspect.signature(function).parameters
   for name, parameter in parameters.items():
     if name in given and _given(parameter):
-      spec[name] = given[name]
-    elif parameter.default is parameter.empty and name not in spec:
+      arguments[name] = given[name]
+    elif parameter.default is parameter.empty and name not in arguments:
       raise ValueError(f"{function.__module__}.{function.__name__} needs {name!r}")
   moving = {
     k: schedules.moving(v, given.get("total_steps", 0))
-    for k, v in spec.items()
+    for k, v in arguments.items()
     if isinstance(v, dict) and "schedule" in v
   }
-  return function(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()} | moving)
+  fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+  return function(**fixed | moving)
 
 
 def plain(config: Any) -> Any:
@@ -270,7 +272,7 @@ def as_json(config: Mapping) -> dict:
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
   """Nested keys as dotted ones."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, Mapping) and value:
       flat |= flatten(value, f"{prefix}{key}.")

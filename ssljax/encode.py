@@ -150,7 +150,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; -> the exit code."""
-  from ssljax.main import explain
+  from ssljax.errors import explain
 
   flags = parse(argv)
   try:

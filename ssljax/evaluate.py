@@ -85,7 +85,8 @@ class Evaluation:
 
   def __call__(self, state: Any, step: int) -> dict[str, float]:
     """All metrics of this step, baselines included, as eval/… keys; writes the figures."""
-    metrics, train, test = {}, None, None
+    metrics: dict[str, float] = {}
+    train = test = None
     if self.parts:
       train, test = self._features(state.params, state.extra)
       metrics |= self._measure(train, test)
@@ -119,10 +120,10 @@ class Evaluation:
     for source in (self.train, self.test):
       with self._examples(source) as batches:
         found.append(features_lib.extract(encode, batches))
-    return tuple(found)
+    return found[0], found[1]
 
   def _measure(self, train: Any, test: Any) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for spec in self.parts.values():
       found |= config_lib.build(spec, train=train, test=test)
     return found

@@ -237,7 +237,7 @@ def _how_to_load(run: Run, to: str, out: pathlib.Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; -> the exit code."""
-  from ssljax.main import explain
+  from ssljax.errors import explain
 
   parser = argparse.ArgumentParser("ssljax.export", description=__doc__, allow_abbrev=False)
   parser.add_argument("--workdir", required=True, help="of the run")

@@ -59,7 +59,7 @@ class Job:
       seed=config["seed"],
       start_step=start_step,
       steps=steps,
-      rows=sharding.local_rows(config["batch_size"], self.mesh),
+      rows=sharding.local_rows(config["batch_size"], self.mesh).tolist(),
       views=self.views,
       hidden=self.hidden,
       channels=data["channels"],

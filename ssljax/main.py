@@ -5,13 +5,13 @@ import importlib.util
 import os
 import pathlib
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts talking
 
 from ssljax import config as config_lib
+from ssljax.errors import explain
 
 
 def load_config(where: str) -> Any:
@@ -80,17 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
     return explain(error)
   return 0
-
-
-def explain(error: Exception) -> int:
-  """Prints an error of our own in one line; one from a library below keeps its traceback."""
-  raised = traceback.extract_tb(error.__traceback__)[-1].filename
-  ours = {str(pathlib.Path(__file__).parent), "configs"}
-  if os.environ.get("SSLJAX_TRACEBACK") or not any(place in raised for place in ours):
-    traceback.print_exception(error)
-  else:
-    print(f"error: {error}", file=sys.stderr)
-  return 1
 
 
 if __name__ == "__main__":

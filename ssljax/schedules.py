@@ -75,7 +75,9 @@ def warmup_multistep(
   return value
 
 
-def constant(total_steps: int, batch_size: int, *, base: float = 1.5e-4, per: int = 256) -> Schedule:
+def constant(
+  total_steps: int, batch_size: int, *, base: float = 1.5e-4, per: int = 256
+) -> Schedule:
   """The same value at every step: base·batch_size/per, or `base` if per is 0."""
   peak = base * batch_size / per if per else base
   return lambda step: jnp.full((), peak, jnp.float32)

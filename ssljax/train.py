@@ -51,7 +51,8 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
   """The steps, and what belongs between them. Step s is the state after s updates."""
   config = job.config
   total, batch_size, log = config["total_steps"], config["batch_size"], config["log"]
-  first, last, pending = int(state.step), {}, []
+  first, pending = int(state.step), []
+  last: dict[str, float] = {}
   print(metrics.parameter_table(state.params))
   step_fn = compiled_step(job)
   writer = metrics.open_writer(workdir, tensorboard=log["tensorboard"], resume_step=first)

@@ -18,9 +18,7 @@ def _per_example(errors: jax.Array, weights: jax.Array | None) -> jax.Array:
   return (place * weights).sum(-1) / jnp.maximum(weights.sum(-1), 1e-6)
 
 
-def masked_l2(
-  pred: jax.Array, target: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
+def masked_l2(pred: jax.Array, target: jax.Array, weights: jax.Array | None = None) -> jax.Array:
   """Squared error at hidden places: [b m t], [b m t], weights [b m] -> [b].
 
   With the same number of hidden places in every example its mean over the batch is the loss of MAE
@@ -30,9 +28,7 @@ def masked_l2(
   return _per_example(jnp.square(pred - target), weights)
 
 
-def masked_l1(
-  pred: jax.Array, target: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
+def masked_l1(pred: jax.Array, target: jax.Array, weights: jax.Array | None = None) -> jax.Array:
   """Absolute error at hidden places: [b m t], [b m t], weights [b m] -> [b].
 
   SimMIM (Xie et al. 2021, 2111.09886) divides the sum over hidden pixels by their number plus 1e-5

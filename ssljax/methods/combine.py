@@ -15,11 +15,11 @@ def normalised(method: Method, mean: Sequence[float], std: Sequence[float]) -> M
 
   `reconstruct` answers on the 0…1 scale (or the source's own, if that is no integer type).
   """
-  mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+  centre, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
 
   def scaled(x):
     top = jnp.iinfo(x.dtype).max if jnp.issubdtype(x.dtype, jnp.integer) else 1
-    return (jnp.asarray(x, jnp.float32) / top - mean) / std
+    return (jnp.asarray(x, jnp.float32) / top - centre) / spread
 
   def shaped(batch):  # shapes alone have no values to scale
     return {k: jnp.zeros(v.shape) if k in IMAGES else v for k, v in batch.items()}
@@ -28,7 +28,7 @@ def normalised(method: Method, mean: Sequence[float], std: Sequence[float]) -> M
     return {k: scaled(v) if k in IMAGES else v for k, v in batch.items()}
 
   def reconstruct(params, extra, batch, rng, step):
-    return method.reconstruct(params, extra, on(batch), rng, step) * std + mean
+    return method.reconstruct(params, extra, on(batch), rng, step) * spread + centre
 
   return method._replace(
     init=lambda rng, batch: method.init(rng, shaped(batch)),

@@ -8,6 +8,7 @@ data2vec for images (Baevski et al. 2022, 2202.03555): layout "replace", head "l
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from ssljax.models.decoders import LinearHead, TransformerDecoder
 from ssljax.models.layers import TOKENS
 from ssljax.step import Method, example_keys
 
-LOSSES = {
+LOSSES: dict[str, Callable] = {
   "l1": losses.masked_l1,
   "l2": losses.masked_l2,
   "smooth_l1": losses.masked_smooth_l1,

@@ -80,7 +80,7 @@ class ViT(nn.Module):
     """
     grid = self.grid(x.shape[1:-1])
     x = self._stem(tokens_lib.patchify(x, self.patch))
-    if hidden is not None:
+    if hidden is not None and mask_token is not None:
       x = tokens_lib.replace(x, hidden, mask_token)
     x = self._add_positions(x, grid)
     if keep is not None:

@@ -20,5 +20,5 @@ def average_layers(layers: Sequence[jax.Array], eps: float = 1e-5) -> jax.Array:
   normalised once more, as in the published command. eps is the 1e-5 of the original's functional
   layer norm, not the encoder's 1e-6.
   """
-  mean = sum(layer_normalise(x, eps) for x in layers) / len(layers)
+  mean = jnp.stack([layer_normalise(x, eps) for x in layers]).mean(0)
   return layer_normalise(mean, eps)

@@ -9,9 +9,7 @@ def _statistics(patches: jax.Array, eps: float, ddof: int) -> tuple[jax.Array, j
   return mean, jnp.sqrt(patches.var(-1, keepdims=True, ddof=ddof) + eps)
 
 
-def normalised_pixels(
-  patches: jax.Array, *, unbiased: bool = True, eps: float = 1e-6
-) -> jax.Array:
+def normalised_pixels(patches: jax.Array, *, unbiased: bool = True, eps: float = 1e-6) -> jax.Array:
   """Each patch minus its mean, over sqrt(variance + eps): [b n p] -> [b n p], at least float32.
 
   MAE's target (He et al. 2021, 2111.06377). Its variance is the unbiased one, p-1 in the divisor,

@@ -11,7 +11,7 @@ from ssljax.viz.style import as_rgb, cover, image_rows, save
 def batch_figure(
   path: str | Path,
   batch: Mapping[str, np.ndarray],
-  grid: tuple[int, int] | None = None,
+  grid: tuple[int, ...] | None = None,
   *,
   count: int = 8,
 ) -> Path:

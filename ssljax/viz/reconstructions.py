@@ -11,7 +11,7 @@ def reconstruction_figure(
   path: str | Path,
   image: np.ndarray,
   hidden: np.ndarray,
-  grid: tuple[int, int],
+  grid: tuple[int, ...],
   reconstruction: np.ndarray | None = None,
   *,
   title: str = "Reconstructions of held-out images",

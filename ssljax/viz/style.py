@@ -57,7 +57,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
   return np.broadcast_to(np.nan_to_num(image), (*image.shape[:3], 3)).clip(0, 1)
 
 
-def cover(image: np.ndarray, hidden: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def cover(image: np.ndarray, hidden: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
   """Greys the hidden places: [b h w 3], bool [b n], grid (rows, columns) -> [b h w 3]."""
   (height, width), (rows, columns) = image.shape[1:3], grid
   hidden = np.asarray(hidden, bool)
