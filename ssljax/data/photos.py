@@ -53,14 +53,14 @@ def render(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def warp(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Rotate (+-20 degrees), scale (14 to 24 px) and shift (+-6 px) each digit.
+  """Rotate (+-15 degrees), scale (16 to 24 px) and shift (+-5 px) each digit.
 
   [n 8 8] -> float32 [n 32 32], 0..1.
   """
   count = len(ink)
-  turn = np.deg2rad(rng.uniform(-20, 20, count))
-  scale = 8 / rng.uniform(14, 24, count)
-  shift = rng.uniform(-6, 6, (2, count))
+  turn = np.deg2rad(rng.uniform(-15, 15, count))
+  scale = 8 / rng.uniform(16, 24, count)
+  shift = rng.uniform(-5, 5, (2, count))
   y, x = (np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2)[:, None]
   shift = shift.astype(np.float32)
   y, x = y - shift[0][:, None, None], x - shift[1][:, None, None]
@@ -88,7 +88,7 @@ def bilinear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 def backgrounds(count: int, rng: np.random.Generator) -> np.ndarray:
   """Square crops of 32 to 96 pixels of either photograph, shrunk to 32x32: float32 [count 32 32 3].
 
-  Contrast is cut to six tenths, else the leaves of the flower hide the strokes from a person, too.
+  Contrast is cut to less than half, else the leaves of the flower hide the strokes from a person.
   """
   photo = photographs()
   stride = rng.integers(1, 4, count)
@@ -100,4 +100,4 @@ def backgrounds(count: int, rng: np.random.Generator) -> np.ndarray:
   x = left[:, None] + stride[:, None] * steps
   crop = photo[which[:, None, None], y[:, :, None], x[:, None, :]].astype(np.float32)
   mean = crop.mean((1, 2), keepdims=True)
-  return mean + 0.6 * (crop - mean)
+  return mean + 0.45 * (crop - mean)
