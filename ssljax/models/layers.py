@@ -47,6 +47,21 @@ def layer_norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """softmax(q kᵀ / sqrt(e) + bias) v, the softmax in float32: [b n h e] thrice, [1 h n n] -> q's.
+
+  On a CPU the same in another order of axes: for `dot_product_attention` XLA transposes the weights
+  [b h n n] there and back, which takes 1.7 times as long, forward and backward, at 197 tokens.
+  """
+  if jax.default_backend() != "cpu":
+    return jax.nn.dot_product_attention(q, k, v, bias=bias)
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+  logits = jnp.einsum("bhte,bhse->bhts", q, k, preferred_element_type=jnp.float32)
+  logits *= q.shape[-1] ** -0.5
+  weights = jax.nn.softmax(logits if bias is None else logits + bias)
+  return jnp.swapaxes(jnp.einsum("bhts,bhse->bhte", weights.astype(v.dtype), v), 1, 2)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention: [b n d] -> [b n d], softmax scale 1/sqrt(d/heads).
 
@@ -71,7 +86,7 @@ class Attention(nn.Module):
     q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
     if attention_bias is not None:
       attention_bias = attention_bias[None].astype(q.dtype)
-    x = jax.nn.dot_product_attention(q, k, v, bias=attention_bias).reshape(b, n, d)
+    x = attend(q, k, v, attention_bias).reshape(b, n, d)
     return nn.Dense(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
 
 

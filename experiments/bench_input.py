@@ -1,0 +1,190 @@
+"""JPEG decode, inception crop to 224 and flip: the project's pipeline beside a torchvision DataLoader.
+
+  python experiments/bench_input.py                              all sets, tar: and folder:
+  python experiments/bench_input.py --sets=original --passes=7
+  python experiments/bench_input.py --torch="PIL bicubic,PIL bilinear" --memory_passes=20
+
+Sets, all of them natural photographs from $SSLJAX_TEST_DATA (default ../shared/data):
+  original   the 1,700 pictures of imagenette224_train.tar, 224×224, the files' own bytes
+  varied     the 58 pictures of jpeg_varied.tar, sides of 40 to 2,400, the files' own bytes, repeated
+  imagenet   the first 1,000 of `original` enlarged to a shorter side of 375 in a 500×375 or 375×500
+             frame and encoded anew (quality 90, 4:2:0): the size of an ImageNet picture, about
+             its number of bytes, but smoother than one
+
+ssljax: `batches` of a `tar:` or `folder:` source, tf.data threads for all cores; decoding is cut to
+the crop. torchvision: ImageFolder, RandomResizedCrop and RandomHorizontalFlip on PIL pictures, a
+DataLoader with as many worker processes as there are cores, uint8 tensors, batches alike. Both crop
+20–100 % of the area, resize bicubically with antialiasing, shuffle, and are timed over whole passes
+from a running iterator. Contestants take turns; the table shows medians.
+
+Memory: resident size of this process at the quarters of one long epoch.
+"""
+
+import argparse
+import collections
+import io
+import os
+import pathlib
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import side_by_side  # noqa: E402
+
+from ssljax.data import pipeline, sources, views  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DATA = pathlib.Path(os.environ.get("SSLJAX_TEST_DATA", ROOT / ".." / "shared" / "data"))
+PACKAGES = ("ssljax", "tensorflow-cpu", "tensorflow", "torch", "torchvision", "pillow", "numpy")
+
+
+def pictures(name: str) -> list[tuple[str, bytes, int]]:
+  """(name, bytes, label) of the JPEGs of a set."""
+  file = "jpeg_varied.tar" if name == "varied" else "imagenette224_train.tar"
+  with tarfile.open(DATA / file) as tar:
+    members = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
+  found = []
+  for path, data in sorted(members.items()):
+    if path.endswith(".jpg"):
+      found.append((path, data, int(members.get(path[:-4] + ".cls", b"0"))))
+  if name == "varied":
+    return [(f"{turn:02d}_{path}", data, 0) for turn in range(10) for path, data, _ in found]
+  if name == "imagenet":
+    return [(p, enlarged(data, i), label) for i, (p, data, label) in enumerate(found[:1000])]
+  return found
+
+
+def enlarged(data: bytes, number: int) -> bytes:
+  """A picture as 500×375 (every fourth 375×500), quality 90."""
+  from PIL import Image
+
+  size = (375, 500) if number % 4 == 0 else (500, 375)
+  out = io.BytesIO()
+  picture = Image.open(io.BytesIO(data)).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+  picture.save(out, "JPEG", quality=90)
+  return out.getvalue()
+
+
+def write(place: pathlib.Path, found: list[tuple[str, bytes, int]]) -> None:
+  """The same files twice: place/set.tar in WebDataset layout and place/folder/LABEL/NAME."""
+  with tarfile.open(place / "set.tar", "w") as tar:
+    for name, data, label in found:
+      for member, body in ((name, data), (name[:-4] + ".cls", str(label).encode())):
+        info = tarfile.TarInfo(member)
+        info.size = len(body)
+        tar.addfile(info, io.BytesIO(body))
+      folder = place / "folder" / f"{label:03d}"
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / name).write_bytes(data)
+
+
+def ours(place: str, batch: int, workers: int) -> Iterator[Any]:
+  """Endless batches of the project's pipeline."""
+  source = sources.open_source(place, "train", cache_dir=tempfile.mkdtemp())
+  view = views.crop_flip(size=(224, 224), scale=(0.2, 1.0))
+  return pipeline.batches(source, batch_size=batch, views=view, workers=workers)
+
+
+def theirs(place: pathlib.Path, batch: int, workers: int, method: str) -> Iterator[Any]:
+  """Endless batches of a DataLoader; its workers persist from epoch to epoch."""
+  torch = side_by_side.import_torch(1)
+  from torchvision import datasets, transforms
+
+  how = transforms.InterpolationMode(method)
+  view = transforms.Compose([
+    transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=how),
+    transforms.RandomHorizontalFlip(),
+    transforms.PILToTensor(),
+  ])  # fmt: skip
+  loader = torch.utils.data.DataLoader(
+    datasets.ImageFolder(str(place), view), batch_size=batch, shuffle=True, drop_last=True,
+    num_workers=workers, persistent_workers=True, prefetch_factor=2,
+  )  # fmt: skip
+  while True:
+    yield from loader
+
+
+def taker(stream: Iterator[Any], count: int) -> Callable[[], None]:
+  """Draws `count` batches."""
+  return lambda: collections.deque((next(stream) for _ in range(count)), maxlen=0)
+
+
+def speeds(place: pathlib.Path, size: int, args: argparse.Namespace) -> list[list[str]]:
+  """Images/s of each contestant on one set, each running alone while it is timed."""
+  count = max(1, min(size, args.images) // args.batch)
+  # Built before torch starts its workers by fork: TensorFlow's threads do not survive that.
+  methods = [m for m in args.torch.split(",") if m]
+  streams = {f"torchvision {m}": theirs(place / "folder", args.batch, args.workers, m) for m in methods}
+  for stream in streams.values():
+    next(stream)
+  for kind, where in (("tar", "set.tar"), ("folder", "folder")):
+    streams[f"ssljax {kind}:"] = ours(f"{kind}:{place / where}", args.batch, args.workers)
+  # What a contestant had made ahead is drawn off before its pass is timed by the first, untimed one.
+  seconds = side_by_side.alternate(
+    {name: taker(stream, count) for name, stream in streams.items()}, args.passes, warm=1
+  )
+  rows = []
+  for name, took in seconds.items():
+    speed = [f"{count * args.batch / np.median(took):.0f}"]
+    against = [f"{side_by_side.ratio(seconds[f'torchvision {m}'], took):.2f}×" for m in methods]
+    rows.append([name, *speed, " / ".join(against) if name.startswith("ssljax") else ""])
+  for stream in streams.values():
+    stream.close()
+  return rows
+
+
+def memory(place: pathlib.Path, size: int, args: argparse.Namespace) -> list[list[str]]:
+  """Resident MiB of this process at the quarters of `memory_passes` passes."""
+  me, rows = psutil.Process(), []
+  for kind, where in (("tar", "set.tar"), ("folder", "folder")):
+    with ours(f"{kind}:{place / where}", args.batch, args.workers) as stream:
+      taker(stream, 8)()
+      marks = [me.memory_info().rss / 2**20]
+      for _ in range(4):
+        taker(stream, max(1, args.memory_passes * size // args.batch // 4))()
+        marks.append(me.memory_info().rss / 2**20)
+    rows.append([f"ssljax {kind}:", *(f"{mark:.0f}" for mark in marks)])
+  return rows
+
+
+def run() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument("--sets", default="original,varied,imagenet")
+  parser.add_argument("--torch", default="bicubic", help="interpolations of torchvision, by comma")
+  parser.add_argument("--batch", type=int, default=64)
+  parser.add_argument("--images", type=int, default=1024, help="of one timed pass, at most")
+  parser.add_argument("--passes", type=int, default=7)
+  parser.add_argument("--workers", type=int, default=side_by_side.cores())
+  parser.add_argument("--memory_passes", type=int, default=8, help="passes over `original`; 0: none")
+  parser.add_argument("--json", default="", help="write the tables here, too")
+  args = parser.parse_args()
+  where = side_by_side.machine(PACKAGES)
+  rows, marks = [], []
+  for name in args.sets.split(","):
+    with tempfile.TemporaryDirectory() as folder:
+      found = pictures(name)
+      write(pathlib.Path(folder), found)
+      mean = np.mean([len(data) for _, data, _ in found]) / 1024
+      label = f"{name}: {len(found)} files, {mean:.0f} KiB"
+      rows += [[label, *row] for row in speeds(pathlib.Path(folder), len(found), args)]
+      if name == "original" and args.memory_passes:
+        marks = memory(pathlib.Path(folder), len(found), args)
+  title = f"JPEG -> inception crop 224, bicubic -> flip, batch {args.batch}, {args.workers} workers"
+  header = ["set", "pipeline", "images/s (median)", f"times torchvision {args.torch}"]
+  side_by_side.report(title, header, rows, where, args.json)
+  if marks:
+    header = ["pipeline", *(f"at {quarter}/4" for quarter in range(5))]
+    path = args.json and args.json.replace(".json", "_memory.json")
+    title = f"Resident MiB over {args.memory_passes} passes of `original`"
+    side_by_side.report(title, header, marks, where, path)
+
+
+if __name__ == "__main__":
+  sys.exit(run())

@@ -1,0 +1,85 @@
+"""A tiny run as a real process that dies at a chosen place, and its config.
+
+python tests/killed_run.py PLACE --config=tests/killed_run.py:METHOD --workdir=DIR
+PLACE: "step:5" (SIGKILL while step 5 is computed), "save:3" (SIGKILL when the files of checkpoint 3
+are written and not yet renamed into place), "term:5" (SIGTERM while step 5 is computed), "none".
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
+
+import tiny  # noqa: E402
+
+
+def get_config(method: str = "mae") -> dict:
+  """Six steps; checkpoints after 2, 3, 4 and 6, evaluations after 3 and 6."""
+  return tiny.config(
+    method,
+    data=dict(eval_train="train[:48]", eval_test="train[48:]"),
+    eval=dict(
+      every=3,
+      knn=dict(name="ssljax.evals.knn", k=(5,)),
+      rank=dict(name="ssljax.evals.rank"),
+      best="knn_k5_T0.07/top1",
+    ),
+  )
+
+
+def no_report(workdir: pathlib.Path) -> pathlib.Path:
+  """In place of `reporting.write`: drawing curves takes longer than these six steps."""
+  return workdir
+
+
+def die_while_stepping(step: int, number: int) -> None:
+  """Sends the signal right after the step was handed to the devices."""
+  from ssljax import train
+
+  compiled = train.compiled_step
+
+  def deadly(job):
+    function = compiled(job)
+
+    def one(state, batch):
+      before = int(state.step)
+      after = function(state, batch)
+      if before + 1 == step:
+        os.kill(os.getpid(), number)
+      return after
+
+    return one
+
+  train.compiled_step = deadly
+
+
+def die_while_saving(step: int) -> None:
+  """SIGKILL in the thread that would rename the written checkpoint into place."""
+  from orbax.checkpoint._src.path import atomicity
+
+  finalize = atomicity.AtomicRenameTemporaryPath.finalize
+
+  def deadly(self, *args, **kwargs):
+    if self.get_final().name == str(step):
+      os.kill(os.getpid(), signal.SIGKILL)
+    return finalize(self, *args, **kwargs)
+
+  atomicity.AtomicRenameTemporaryPath.finalize = deadly
+
+
+def run(place: str, arguments: list[str]) -> int:
+  kind, _, step = place.partition(":")
+  if kind == "save":
+    die_while_saving(int(step))
+  elif kind in ("step", "term"):
+    die_while_stepping(int(step), signal.SIGKILL if kind == "step" else signal.SIGTERM)
+  from ssljax import main, reporting
+
+  reporting.write = no_report
+  return main.main(arguments)
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,158 @@
+"""Schedules at hand-computed points, the clip factor, and which parameters decay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ssljax import config as config_lib
+from ssljax import job as job_lib
+from ssljax import optim, schedules
+
+EPOCH = 1_281_167 // 4096  # 312 steps
+
+
+def at(schedule, steps):
+  return [float(schedule(step)) for step in steps]
+
+
+# Schedules
+
+
+def test_mae_recipe():
+  """1600 epochs of batch 4096: 1.5e-4·4096/256 after 40 epochs, half a cosine to 0."""
+  total, warm = 1600 * EPOCH, 40 * EPOCH
+  rate = schedules.warmup_cosine(total, 4096, base=1.5e-4, per=256, warmup_steps=warm)
+  middle = warm + (total - warm) // 2
+  third = warm + (total - warm) // 3
+  wanted = [0, 1.2e-3, 2.4e-3, 1.2e-3, 1.8e-3, 0]
+  found = at(rate, [0, warm // 2, warm, middle, third, total])
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)
+  assert float(rate(total + 1000)) == pytest.approx(0, abs=1e-9)  # does not come up again
+  assert float(rate(warm - 1)) == pytest.approx(2.4e-3 * (warm - 1) / warm)
+
+
+def test_simmim_recipe():
+  """800 epochs of batch 2048: 1e-4·2048/512 after 10 epochs from 2e-6, a tenth after epoch 700."""
+  epoch = 1_281_167 // 2048
+  rate = schedules.warmup_multistep(
+    800 * epoch, 2048, base=1e-4, per=512, warmup_steps=10 * epoch, warmup_start=2e-6,
+    milestones=(700 * epoch,), factor=0.1,
+  )  # fmt: skip
+  steps = [0, 5 * epoch, 10 * epoch, 700 * epoch - 1, 700 * epoch, 800 * epoch]
+  np.testing.assert_allclose(at(rate, steps), [2e-6, 2.01e-4, 4e-4, 4e-4, 4e-5, 4e-5], rtol=1e-5)
+  twice = schedules.warmup_multistep(100, 1, base=1.0, per=0, milestones=(10, 20), factor=0.5)
+  assert at(twice, [9, 10, 20]) == [1, 0.5, 0.25]
+
+
+def test_the_peak_itself_and_floors():
+  rate = schedules.warmup_cosine(
+    110, 7, base=2e-3, per=0, warmup_steps=10, warmup_start=1e-4, end=1e-5
+  )
+  found = at(rate, [0, 5, 10, 60, 110])
+  np.testing.assert_allclose(found, [1e-4, 1.05e-3, 2e-3, 1.005e-3, 1e-5], rtol=1e-5)
+  assert at(schedules.constant(10, 512, base=1e-3, per=256), [0, 9]) == pytest.approx([2e-3] * 2)
+  assert at(schedules.warmup_cosine(10, 256, base=1.0), [0]) == [1]  # no warm-up: begins at the top
+
+
+@pytest.mark.parametrize("make", [schedules.warmup_cosine, schedules.warmup_multistep])
+@pytest.mark.parametrize("warm", [10, 11, -1])
+def test_a_warm_up_as_long_as_the_run_is_an_error(make, warm):
+  with pytest.raises(ValueError, match=f"warmup_steps {warm} must be less than total_steps 10"):
+    make(10, 256, warmup_steps=warm)
+
+
+def test_schedules_give_the_same_inside_jit():
+  rate = schedules.warmup_cosine(1000, 256, base=1.0, warmup_steps=100, end=0.1)
+  steps = jnp.array([0, 37, 100, 550, 1000])
+  np.testing.assert_allclose(jax.jit(jax.vmap(rate))(steps), at(rate, steps), rtol=1e-6)
+
+
+def test_moving_values():
+  cosine = schedules.moving(dict(schedule="cosine", start=0.996, end=1.0), 100)
+  np.testing.assert_allclose(at(cosine, [0, 50, 100, 200]), [0.996, 0.998, 1, 1], rtol=1e-6)
+  linear = schedules.moving(dict(schedule="linear", start=0.0, end=1.0, steps=10), 100)
+  np.testing.assert_allclose(at(linear, [0, 5, 10, 50]), [0, 0.5, 1, 1], rtol=1e-6)
+  assert at(schedules.moving(0.25), [0, 9]) == [0.25, 0.25]
+  assert schedules.moving(linear) is linear
+  with pytest.raises(ValueError, match="needs the number of steps"):
+    schedules.moving(dict(schedule="linear", start=0.0, end=1.0))
+
+
+# Clipping
+
+
+@pytest.mark.parametrize(
+  "limit, factor", [(1.0, 1 / (13 + 1e-6)), (6.5, 6.5 / (13 + 1e-6)), (14, 1)]
+)
+def test_the_clip_factor(limit, factor):
+  grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([[12.0]])}  # global norm 13
+  tx = optim.clip_global_norm(limit)
+  clipped, _ = tx.update(grads, tx.init(grads))
+  for key in grads:
+    np.testing.assert_allclose(clipped[key], grads[key] * np.float32(factor), rtol=1e-6)
+
+
+def test_zero_gradients_stay_zero():
+  tx = optim.clip_global_norm(1.0)
+  clipped, _ = tx.update({"a": jnp.zeros(3)}, tx.init(None))
+  np.testing.assert_array_equal(clipped["a"], np.zeros(3))
+
+
+def test_no_clip_means_none():
+  params = {"a": jnp.ones((2, 2))}
+  grads = {"a": jnp.full((2, 2), 50.0)}
+
+  def first_moment(clip):
+    tx = optim.adamw(lambda step: 1.0, clip=clip)
+    _, state = tx.update(grads, tx.init(params), params)
+    return next(x for x in jax.tree.leaves(state) if x.shape == (2, 2))
+
+  np.testing.assert_allclose(first_moment(0.0), 0.1 * 50, rtol=1e-4)  # b2 is 0.95, b1 0.9
+  np.testing.assert_allclose(first_moment(1.0), 0.1 * 0.5, rtol=1e-4)  # norm 100 -> 1
+
+
+# Decay
+
+
+def decaying(method: str, **optimizer) -> dict[str, bool]:
+  params = job_lib.assemble(config_lib.complete(tiny.config(method))).state.params
+  mask = optim.decayed(params, **optimizer)
+  leaves = jax.tree_util.tree_leaves_with_path(mask)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in leaves}
+
+
+def test_what_decays_in_mae():
+  found = decaying("mae")
+  for name, decays in found.items():
+    last = name.rsplit("/", 1)[-1]
+    assert decays == (last in ("kernel", "cls_token", "mask_token")), name
+  assert found["encoder/cls_token"] and found["decoder/mask_token"]
+  assert not found["encoder/blocks/block_0/norm1/scale"] and not found["encoder/stem/bias"]
+
+
+def test_what_decays_with_names_left_out():
+  found = decaying("simmim", no_decay=("cls_token",))
+  assert not found["encoder/cls_token"] and found["mask_token"] and found["encoder/relative_bias"]
+  assert not found["encoder/blocks/block_0/scale1"]  # layer scale
+  assert not decaying("data2vec", no_decay=("mask_token", "relative_bias"))["encoder/relative_bias"]
+
+
+def test_registers_and_positions_decay_like_matrices():
+  params = {"registers": jnp.ones((4, 8)), "positions": jnp.ones((9, 8)), "bias": jnp.ones(8)}
+  assert optim.decayed(params) == {"registers": True, "positions": True, "bias": False}
+  assert not optim.decayed(params, ("positions",))["positions"]
+
+
+def test_decay_is_multiplied_by_the_rate_and_spares_the_rest():
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  grads = jax.tree.map(jnp.zeros_like, params)
+  tx = optim.adamw(lambda step: 0.1 * (step + 1), weight_decay=0.5)
+  state = tx.init(params)
+  for rate in (0.1, 0.2):
+    updates, state = tx.update(grads, state, params)
+    np.testing.assert_allclose(updates["kernel"], -rate * 0.5 * params["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], np.zeros(2))
+    params = optax.apply_updates(params, updates)

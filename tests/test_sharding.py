@@ -1,0 +1,131 @@
+"""Where arrays live: the placement rule, rows of the batch, and the same losses everywhere."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+
+from ssljax import config as config_lib
+from ssljax import job as job_lib
+from ssljax import sharding, train
+
+
+def spec(shape, devices=8, placement="full", min_size=64, dtype="float32"):
+  leaf = jax.ShapeDtypeStruct(shape, dtype)
+  mesh = sharding.make_mesh(devices)
+  found = sharding.state_shardings({"x": leaf}, mesh, placement=placement, min_size=min_size)
+  return tuple(found["x"].spec)
+
+
+@pytest.mark.parametrize(
+  "shape, wanted",
+  [
+    ((32, 96), (None, "data")),  # the largest axis
+    ((96, 32), ("data",)),
+    ((32, 100), ("data",)),  # the largest is not divisible, the other is
+    ((30, 100), ()),  # none is
+    ((64,), ("data",)),
+    ((56,), ()),  # fewer values than min_size
+    ((12, 3072, 8), (None, "data")),
+    ((16, 16), ("data",)),  # the first of equals
+    ((), ()),
+    ((0, 8), ()),
+  ],
+)
+def test_the_placement_rule(shape, wanted):
+  assert spec(shape) == wanted
+  assert spec(shape, placement="replicated") == ()
+
+
+def test_the_smallest_leaf_that_is_split():
+  assert spec((8, 8), min_size=64) == ("data",) and spec((8, 8), min_size=65) == ()
+
+
+def test_one_rule_for_parameters_moments_and_teacher():
+  config = tiny.config("data2vec", mesh=dict(devices=8, state="full", min_size=64))
+  state = job_lib.assemble(config_lib.complete(config)).state
+  found = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name.endswith("block_0/mlp/fc1/kernel"):
+      found[name.split("/")[0]] = leaf.sharding.spec
+  assert set(found) == {"params", "extra", "opt"} and set(found.values()) == {P(None, "data")}
+  per_device = sum(
+    np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state) if x.size >= 64
+  )
+  whole = sum(x.size for x in jax.tree.leaves(state) if x.size >= 64)
+  # 1/8 of everything but the relative-position tables [228 2], which eight does not divide.
+  assert per_device < 0.14 * whole
+
+
+@pytest.mark.parametrize(
+  "size, accum, message",
+  [
+    (100, 1, "batch_size 100 is not divisible by 8 devices"),
+    (16, 4, "batch_size 16 is not divisible by 8 devices × accum 4"),
+    (12, 2, "batch_size 12 is not divisible by 8 devices"),
+  ],
+)
+def test_batches_that_cannot_be_dealt_out(size, accum, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.check_batch(size, sharding.make_mesh(8), accum)
+
+
+def test_batches_that_can():
+  for size, accum in ((8, 1), (64, 8), (96, 3)):
+    sharding.check_batch(size, sharding.make_mesh(8), accum)
+
+
+def test_meshes():
+  assert sharding.make_mesh().size == 8 and sharding.make_mesh(2).size == 2
+  for count, word in ((9, "more than the 8 devices there are"), (-1, "negative")):
+    with pytest.raises(ValueError, match=f"mesh.devices {count} is {word}"):
+      sharding.make_mesh(count)
+  with pytest.raises(ValueError, match="mesh.state 'ful' is none of replicated, full"):
+    spec((8, 8), placement="ful")
+
+
+def test_every_device_holds_its_own_rows():
+  mesh = sharding.make_mesh(4)
+  assert sharding.local_rows(12, mesh).tolist() == list(range(12))
+  batch = {"x": np.arange(24).reshape(12, 2), "y": np.arange(12) % 2 == 0}
+  placed = sharding.to_global(batch, mesh, 12)
+  for shard in placed["x"].addressable_shards:
+    assert shard.data.shape == (3, 2)
+    np.testing.assert_array_equal(shard.data, batch["x"][shard.index])
+  np.testing.assert_array_equal(placed["x"], batch["x"])
+  assert placed["y"].dtype == bool and placed["y"].sharding.spec == P("data")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "uint8", "uint16"])
+def test_images_of_any_type_reach_the_step(dtype):
+  """float64 is what NumPy makes of random images; the device holds it as float32."""
+  image = tiny.images(16)["image"].astype(dtype)
+  config = tiny.config(mesh=dict(devices=1))
+  config["data"] |= dict(source={"image": image / image.max() if "float" in dtype else image})
+  job = job_lib.assemble(config_lib.complete(config))
+  with job.batches(0, steps=1) as batches:
+    placed = sharding.to_global(next(batches), job.mesh, 16)
+  assert {k: (v.shape, v.dtype) for k, v in placed.items()} == {
+    k: (v.shape, v.dtype) for k, v in job.batch.items()
+  }
+
+
+def losses(**mesh):
+  encoder = dict(scan=True, remat="full", drop_path=0.2)
+  config = config_lib.complete(tiny.config(encoder=encoder, mesh=mesh | dict(min_size=64)))
+  job = job_lib.assemble(config)
+  found = []
+  with jax.set_mesh(job.mesh), job.batches(0) as batches:
+    state = train.start(job)
+    step = train.compiled_step(job)
+    for _ in range(3):
+      state, metrics = step(state, sharding.to_global(next(batches), job.mesh, 16))
+      found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+  return found
+
+
+def test_replicated_and_sharded_agree_with_scan_and_rematerialisation():
+  whole = losses(devices=2, state="replicated")
+  np.testing.assert_allclose(losses(devices=2, state="full"), whole, rtol=1e-5)
