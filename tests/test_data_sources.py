@@ -352,3 +352,9 @@ def test_fingerprints_tell_what_changed(folder):
   assert "content differs" in source_change(before, open_source(f"folder:{folder}").fingerprint)
   (folder / "train/dog/31.jpg").write_bytes(jpeg(31))
   assert "size was 3, is 4" in source_change(before, open_source(f"folder:{folder}").fingerprint)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32])
+def test_wide_integers_are_refused(dtype):
+  with pytest.raises(ValueError, match="make them uint8, uint16, or floats"):
+    open_source({"image": np.zeros((4, 8, 8, 3), dtype)})

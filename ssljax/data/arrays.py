@@ -23,6 +23,11 @@ def open_mapping(arrays: Mapping, where: str, channels: int) -> Source:
     raise ValueError(f"images of {where} have shape {image.shape}: [N h w c] or [N h w] is needed")
   if image.dtype.kind not in "uif":
     raise ValueError(f"images of {where} are {image.dtype}: integers or floats are needed")
+  if image.dtype.kind in "ui" and image.dtype.itemsize > 2:
+    # Scaled by their type's maximum they would be black; devices hold no 64 bits at all.
+    raise ValueError(
+      f"images of {where} are {image.dtype}: make them uint8, uint16, or floats on their own scale"
+    )
   found = image.shape[-1]
   if found != channels and found != 1:
     raise ValueError(
