@@ -2,13 +2,10 @@
 
 import argparse
 import importlib.util
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts talking
 
 from ssljax import config as config_lib
 from ssljax.errors import explain

@@ -62,10 +62,11 @@ def open_writer(
 
 def _open_board(folder: pathlib.Path) -> Any:
   # Imported here: clu's writer brings TensorFlow, which a run without TensorBoard does not need.
-  import tensorflow as tf
+  from ssljax.data import tensorflow
+
+  tensorflow.load()  # keeps it off the accelerators, whose memory the first summary would take
   from clu import metric_writers
 
-  tf.config.set_visible_devices([], "GPU")  # else the first summary takes the accelerator's memory
   return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
 
 
