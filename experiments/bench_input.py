@@ -2,7 +2,7 @@
 
   python experiments/bench_input.py                              all sets, tar: and folder:
   python experiments/bench_input.py --sets=original --passes=7
-  python experiments/bench_input.py --torch="PIL bicubic,PIL bilinear" --memory_passes=20
+  python experiments/bench_input.py --torch=bicubic,bilinear --memory_passes=20
 
 Sets, all of them natural photographs from $SSLJAX_TEST_DATA (default ../shared/data):
   original   the 1,700 pictures of imagenette224_train.tar, 224×224, the files' own bytes
@@ -14,8 +14,12 @@ Sets, all of them natural photographs from $SSLJAX_TEST_DATA (default ../shared/
 ssljax: `batches` of a `tar:` or `folder:` source, tf.data threads for all cores; decoding is cut to
 the crop. torchvision: ImageFolder, RandomResizedCrop and RandomHorizontalFlip on PIL pictures, a
 DataLoader with as many worker processes as there are cores, uint8 tensors, batches alike. Both crop
-20–100 % of the area, resize bicubically with antialiasing, shuffle, and are timed over whole passes
-from a running iterator. Contestants take turns; the table shows medians.
+20–100 % of the area, resize bicubically with antialiasing, and shuffle.
+
+Contestants take turns; the table shows medians. Both read ahead while the others are timed: a turn
+therefore begins with `--lead` batches that are not timed, more than either can hold ready. Without
+them the pipelines look up to ten times as fast as they are. CPU time per image (all processes and
+threads, the lead included) is shown beside it: it does not depend on what else runs.
 
 Memory: resident size of this process at the quarters of one long epoch.
 """
@@ -28,17 +32,18 @@ import pathlib
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np  # noqa: E402
-import psutil  # noqa: E402
-import side_by_side  # noqa: E402
+import numpy as np
+import psutil
+import side_by_side
 
-from ssljax.data import pipeline, sources, views  # noqa: E402
+from ssljax.data import pipeline, sources, views
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DATA = pathlib.Path(os.environ.get("SSLJAX_TEST_DATA", ROOT / ".." / "shared" / "data"))
@@ -111,32 +116,52 @@ def theirs(place: pathlib.Path, batch: int, workers: int, method: str) -> Iterat
     yield from loader
 
 
-def taker(stream: Iterator[Any], count: int) -> Callable[[], None]:
+def draw(stream: Iterator[Any], count: int) -> None:
   """Draws `count` batches."""
-  return lambda: collections.deque((next(stream) for _ in range(count)), maxlen=0)
+  collections.deque((next(stream) for _ in range(count)), maxlen=0)
 
 
-def speeds(place: pathlib.Path, size: int, args: argparse.Namespace) -> list[list[str]]:
-  """Images/s of each contestant on one set, each running alone while it is timed."""
-  count = max(1, min(size, args.images) // args.batch)
-  # Built before torch starts its workers by fork: TensorFlow's threads do not survive that.
+def cpu_seconds() -> float:
+  """CPU time of this process and of its children so far."""
+  me = psutil.Process()
+  return sum(sum(p.cpu_times()[:2]) for p in (me, *me.children(recursive=True)))
+
+
+def turns(streams: dict[str, Iterator[Any]], args: argparse.Namespace) -> dict[str, np.ndarray]:
+  """Wall and CPU milliseconds per image: {name: [passes 2]}. The others' buffers fill during the
+  untimed lead, and then they are idle; the first round is not kept."""
+  took = {name: np.zeros((args.passes, 2)) for name in streams}
+  for turn in range(-1, args.passes):
+    for name, stream in streams.items():
+      draw(stream, args.lead)
+      start = time.perf_counter(), cpu_seconds()
+      draw(stream, args.count)
+      if turn >= 0:
+        end = time.perf_counter(), cpu_seconds()
+        took[name][turn] = 1e3 * np.subtract(end, start) / (args.count * args.batch)
+  return took
+
+
+def speeds(place: pathlib.Path, args: argparse.Namespace) -> list[list[str]]:
+  """Images/s and CPU time of each contestant on one set."""
+  # torchvision first: it forks its workers, and TensorFlow's threads do not survive a fork.
   methods = [m for m in args.torch.split(",") if m]
-  streams = {f"torchvision {m}": theirs(place / "folder", args.batch, args.workers, m) for m in methods}
+  streams = {
+    f"torchvision {m}": theirs(place / "folder", args.batch, args.workers, m) for m in methods
+  }
   for stream in streams.values():
     next(stream)
   for kind, where in (("tar", "set.tar"), ("folder", "folder")):
     streams[f"ssljax {kind}:"] = ours(f"{kind}:{place / where}", args.batch, args.workers)
-  # What a contestant had made ahead is drawn off before its pass is timed by the first, untimed one.
-  seconds = side_by_side.alternate(
-    {name: taker(stream, count) for name, stream in streams.items()}, args.passes, warm=1
-  )
-  rows = []
-  for name, took in seconds.items():
-    speed = [f"{count * args.batch / np.median(took):.0f}"]
-    against = [f"{side_by_side.ratio(seconds[f'torchvision {m}'], took):.2f}×" for m in methods]
-    rows.append([name, *speed, " / ".join(against) if name.startswith("ssljax") else ""])
+  took = {name: np.median(times, axis=0) for name, times in turns(streams, args).items()}
   for stream in streams.values():
     stream.close()
+  rows = []
+  for name, (wall, cpu) in took.items():
+    against = [took[f"torchvision {m}"] / (wall, cpu) for m in methods]
+    notes = [" / ".join(f"{ratio[i]:.2f}×" for ratio in against) for i in range(2)]
+    notes = notes if name.startswith("ssljax") else ["", ""]
+    rows.append([name, f"{1e3 / wall:.0f}", notes[0], f"{cpu:.2f}", notes[1]])
   return rows
 
 
@@ -145,24 +170,29 @@ def memory(place: pathlib.Path, size: int, args: argparse.Namespace) -> list[lis
   me, rows = psutil.Process(), []
   for kind, where in (("tar", "set.tar"), ("folder", "folder")):
     with ours(f"{kind}:{place / where}", args.batch, args.workers) as stream:
-      taker(stream, 8)()
+      draw(stream, args.lead)
       marks = [me.memory_info().rss / 2**20]
       for _ in range(4):
-        taker(stream, max(1, args.memory_passes * size // args.batch // 4))()
+        draw(stream, max(1, args.memory_passes * size // args.batch // 4))
         marks.append(me.memory_info().rss / 2**20)
     rows.append([f"ssljax {kind}:", *(f"{mark:.0f}" for mark in marks)])
   return rows
 
 
 def run() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--sets", default="original,varied,imagenet")
   parser.add_argument("--torch", default="bicubic", help="interpolations of torchvision, by comma")
   parser.add_argument("--batch", type=int, default=64)
-  parser.add_argument("--images", type=int, default=1024, help="of one timed pass, at most")
-  parser.add_argument("--passes", type=int, default=7)
+  parser.add_argument("--lead", type=int, default=12, help="untimed batches before each turn")
+  parser.add_argument("--count", type=int, default=12, help="timed batches of a turn")
+  parser.add_argument("--passes", type=int, default=7, help="turns of each")
   parser.add_argument("--workers", type=int, default=side_by_side.cores())
-  parser.add_argument("--memory_passes", type=int, default=8, help="passes over `original`; 0: none")
+  parser.add_argument(
+    "--memory_passes", type=int, default=8, help="passes over `original`; 0: none"
+  )
   parser.add_argument("--json", default="", help="write the tables here, too")
   args = parser.parse_args()
   where = side_by_side.machine(PACKAGES)
@@ -173,11 +203,18 @@ def run() -> None:
       write(pathlib.Path(folder), found)
       mean = np.mean([len(data) for _, data, _ in found]) / 1024
       label = f"{name}: {len(found)} files, {mean:.0f} KiB"
-      rows += [[label, *row] for row in speeds(pathlib.Path(folder), len(found), args)]
+      rows += [[label, *row] for row in speeds(pathlib.Path(folder), args)]
       if name == "original" and args.memory_passes:
         marks = memory(pathlib.Path(folder), len(found), args)
   title = f"JPEG -> inception crop 224, bicubic -> flip, batch {args.batch}, {args.workers} workers"
-  header = ["set", "pipeline", "images/s (median)", f"times torchvision {args.torch}"]
+  header = [
+    "set",
+    "pipeline",
+    "images/s",
+    f"× torchvision {args.torch}",
+    "CPU ms/image",
+    "× by CPU",
+  ]
   side_by_side.report(title, header, rows, where, args.json)
   if marks:
     header = ["pipeline", *(f"at {quarter}/4" for quarter in range(5))]

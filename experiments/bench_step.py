@@ -18,20 +18,19 @@ Contestants take turns in one process. Run it where nothing else runs.
 import argparse
 import os
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import side_by_side  # noqa: E402
+import jax
+import numpy as np
+import side_by_side
 
-from ssljax import config as config_lib  # noqa: E402
-from ssljax import job as job_lib  # noqa: E402
-from ssljax import main, sharding, train  # noqa: E402
+from ssljax import config as config_lib
+from ssljax import job as job_lib
+from ssljax import main, sharding, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
@@ -136,7 +135,9 @@ def bench_hidden(args: argparse.Namespace) -> list[list[str]]:
 
 
 def run() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--parts", default="torch,hidden")
   parser.add_argument("--variant", default="B", choices=SIZES)
   parser.add_argument("--batch", type=int, default=16)
@@ -145,8 +146,12 @@ def run() -> None:
   parser.add_argument("--torch", default="default,fused")
   parser.add_argument("--threads", type=int, default=side_by_side.cores(), help="of PyTorch")
   parser.add_argument("--scan", action="store_true", help="our blocks as one scan, as on TPUs")
+  parser.add_argument("--huge_pages", action="store_true", help="GLIBC_TUNABLES, for all of them")
   parser.add_argument("--json", default="", help="write the table here, too")
   args = parser.parse_args()
+  if args.huge_pages and "GLIBC_TUNABLES" not in os.environ:  # glibc reads it at the start only
+    tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | tunables)
   where = side_by_side.machine(PACKAGES)
   model = f"MAE ViT-{args.variant}/16, 224 px, batch {args.batch}, float32"
   if "torch" in args.parts:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+FLAGS = ("XLA_FLAGS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 
 def alternate(
   contestants: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1
@@ -76,7 +77,7 @@ def machine(packages: tuple[str, ...]) -> dict[str, Any]:
     "load_before": round(os.getloadavg()[0], 2),
     "python": platform.python_version(),
     "versions": versions,
-    "flags": {k: os.environ[k] for k in ("XLA_FLAGS", "OMP_NUM_THREADS") if k in os.environ},
+    "flags": {k: os.environ[k] for k in FLAGS if k in os.environ},
   }
 
 
@@ -103,6 +104,7 @@ def report(title: str, header: list[str], rows: list[list[str]], where: Mapping,
     print("| " + " | ".join(row) + " |")
   versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
   print(f"\n{where['date']}, {where['cpu']}, {where['cores']} cores, Python {where['python']}")
+  print(f"load before {where['load_before']}, after {os.getloadavg()[0]:.2f}, flags {where['flags']}")
   print(f"{versions}\n`{where['command']}`")
   if path:
     content = {"title": title, "where": where, "rows": [dict(zip(header, row)) for row in rows]}
