@@ -1,12 +1,12 @@
-"""JPEG decode, inception crop to 224 and flip: the project's pipeline beside a torchvision DataLoader.
+"""JPEG decode, inception crop to 224, flip: the project's pipeline beside a torchvision DataLoader.
 
   python experiments/bench_input.py                              all sets, tar: and folder:
   python experiments/bench_input.py --sets=original --passes=7
   python experiments/bench_input.py --torch=bicubic,bilinear --memory_passes=20
 
 Sets, all of them natural photographs from $SSLJAX_TEST_DATA (default ../shared/data):
-  original   the 1,700 pictures of imagenette224_train.tar, 224×224, the files' own bytes
-  varied     the 58 pictures of jpeg_varied.tar, sides of 40 to 2,400, the files' own bytes, repeated
+  original   the 1,700 pictures of imagenette224_train.tar, 224×224, the files' bytes
+  varied     the 58 pictures of jpeg_varied.tar, sides of 40 to 2,400, the files' bytes, repeated
   imagenet   the first 1,000 of `original` enlarged to a shorter side of 375 in a 500×375 or 375×500
              frame and encoded anew (quality 90, 4:2:0): the size of an ImageNet picture, about
              its number of bytes, but smoother than one

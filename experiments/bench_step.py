@@ -4,7 +4,7 @@
   python experiments/bench_step.py --parts=torch --torch=default,fused --repeats=7
   python experiments/bench_step.py --parts=hidden --variant=L --batch=8 --repeats=3
 
-torch: forward, backward and AdamW with its weight-decay mask, float32, in the project's own compiled
+torch: forward, backward and AdamW with its weight-decay mask, float32, in the project's compiled
 step with donated state, against ViTMAEForPreTraining of transformers in eager PyTorch (`default`:
 torch.optim.AdamW as it comes; `fused`: its fused kernel). Ours takes uint8 pictures and normalises
 them in the step; PyTorch is given float pictures that are normalised already.
@@ -18,6 +18,7 @@ Contestants take turns in one process. Run it where nothing else runs.
 import argparse
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: contestants that take turns, and a report that says where it was made."""
+"""What the benchmarks share: contestants that take turns, a report that says where it was made."""
 
 import datetime
 import importlib.metadata
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 FLAGS = ("XLA_FLAGS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
+
 
 def alternate(
   contestants: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1
@@ -104,7 +105,8 @@ def report(title: str, header: list[str], rows: list[list[str]], where: Mapping,
     print("| " + " | ".join(row) + " |")
   versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
   print(f"\n{where['date']}, {where['cpu']}, {where['cores']} cores, Python {where['python']}")
-  print(f"load before {where['load_before']}, after {os.getloadavg()[0]:.2f}, flags {where['flags']}")
+  load = f"{where['load_before']}, after {os.getloadavg()[0]:.2f}"
+  print(f"load before {load}, flags {where['flags']}")
   print(f"{versions}\n`{where['command']}`")
   if path:
     content = {"title": title, "where": where, "rows": [dict(zip(header, row)) for row in rows]}
