@@ -102,7 +102,7 @@ def torch_step(variant: str, batch: int, threads: int, optimizer: str) -> Callab
 
 def bench_torch(args: argparse.Namespace) -> list[list[str]]:
   """Rows: ours, then each PyTorch contestant with its ratio to ours."""
-  jobs = {"ssljax": our_step(make_job(args.variant, args.batch, 0.75, args.scan))}
+  jobs = {"ssljax": our_step(make_job(args.variant, args.batch, 0.75, not args.unrolled))}
   for optimizer in filter(None, args.torch.split(",")):
     name = f"PyTorch eager, AdamW {optimizer}"
     jobs[name] = torch_step(args.variant, args.batch, args.threads, optimizer)
@@ -120,7 +120,7 @@ def bench_hidden(args: argparse.Namespace) -> list[list[str]]:
   """Rows: all visible and a quarter visible; the ratio of times beside that of FLOPs."""
   steps, flops = {}, {}
   for name, ratio in RATIOS.items():
-    job = make_job(args.variant, args.batch, ratio, args.scan)
+    job = make_job(args.variant, args.batch, ratio, not args.unrolled)
     steps[name], flops[name] = our_step(job), train.model_flops(job)
   seconds = side_by_side.alternate(steps, args.repeats, args.warm)
   quarter, whole = RATIOS
@@ -146,7 +146,7 @@ def run() -> None:
   parser.add_argument("--warm", type=int, default=2)
   parser.add_argument("--torch", default="default,fused")
   parser.add_argument("--threads", type=int, default=side_by_side.cores(), help="of PyTorch")
-  parser.add_argument("--scan", action="store_true", help="our blocks as one scan, as on TPUs")
+  parser.add_argument("--unrolled", action="store_true", help="our blocks one by one, not as a scan")
   parser.add_argument("--huge_pages", action="store_true", help="GLIBC_TUNABLES, for all of them")
   parser.add_argument("--json", default="", help="write the table here, too")
   args = parser.parse_args()
