@@ -38,7 +38,7 @@ def get_config(arg: str = "photo") -> ml_collections.ConfigDict:
   config.checkpoint = dict(every=500, keep=2)
   config.log = dict(every=50)
   config.eval = dict(
-    every=1000,
+    every=1500,
     batch_size=720,
     knn=dict(name="ssljax.evals.knn"),
     linear=dict(name="ssljax.evals.linear", l2=(1e-1, 1e-2, 1e-3)),
