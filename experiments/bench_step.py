@@ -146,7 +146,7 @@ def run() -> None:
   parser.add_argument("--warm", type=int, default=2)
   parser.add_argument("--torch", default="default,fused")
   parser.add_argument("--threads", type=int, default=side_by_side.cores(), help="of PyTorch")
-  parser.add_argument("--unrolled", action="store_true", help="our blocks one by one, not as a scan")
+  parser.add_argument("--unrolled", action="store_true", help="blocks one by one, no scan")
   parser.add_argument("--huge_pages", action="store_true", help="GLIBC_TUNABLES, for all of them")
   parser.add_argument("--json", default="", help="write the table here, too")
   args = parser.parse_args()
