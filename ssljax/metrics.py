@@ -62,11 +62,12 @@ def open_writer(
 
 def _open_board(folder: pathlib.Path) -> Any:
   # Imported here: clu's writer brings TensorFlow, which a run without TensorBoard does not need.
-  from ssljax.data import tensorflow
-
-  tensorflow.load()  # keeps it off the accelerators, whose memory the first summary would take
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow says so at every start
+  import tensorflow as tf
   from clu import metric_writers
 
+  tf.config.set_visible_devices([], "GPU")  # else the first summary takes the accelerator's memory
   return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
 
 
