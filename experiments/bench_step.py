@@ -12,13 +12,14 @@ hidden: our step with all places but one visible (195 of 196) against 25 % visib
 works on all 196 places in both. The FLOP ratio is that of the two steps by `ssljax.flops`: matrix
 multiplications, forward and backward.
 
-Contestants take turns in one process. Run it where nothing else runs.
+Each contestant lives in a process of its own; they take turns. Ours runs its blocks as a scan and
+keeps matrix products only (`encoder.scan=True`, `encoder.remat="dots"`: least memory traffic).
+Run it where nothing else runs.
 """
 
 import argparse
 import os
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ RATIOS = {"25 % visible": 0.75, "all visible": 0.004}
 SIZES = {"B": ("vitb16", 768, 12, 12), "L": ("vitl16", 1024, 24, 16)}
 
 
-def make_job(variant: str, batch: int, ratio: float, scan: bool) -> job_lib.Job:
+def make_job(variant: str, batch: int, ratio: float, remat: str) -> job_lib.Job:
   """The job of configs/mae_vitb.py in float32 on noise in memory."""
   config = main.load_config(f"{ROOT / 'configs' / 'mae_vitb.py'}:{SIZES[variant][0]}")
   config = config_lib.plain(config)
@@ -50,14 +51,15 @@ def make_job(variant: str, batch: int, ratio: float, scan: bool) -> job_lib.Job:
     "eval_train": "", "eval_test": "", "views": None, "eval_views": None,
     "hidden": dict(name="ssljax.data.masking.random", ratio=ratio),
   }  # fmt: skip
-  config["encoder"]["scan"] = scan
+  config["encoder"] |= dict(scan=True, remat=remat)
   config |= dict(batch_size=batch, dtype="float32", mesh=dict(devices=1), eval=dict(every=0))
   config["schedule"]["warmup_steps"] = 10
   return job_lib.assemble(config_lib.complete(config))
 
 
-def our_step(job: job_lib.Job) -> Callable[[], Any]:
+def our_step(variant: str, batch: int, ratio: float, remat: str) -> Callable[[], Any]:
   """One step of a run: next batch in, state donated, waited for."""
+  job = make_job(variant, batch, ratio, remat)
   with jax.set_mesh(job.mesh):
     compiled, state = train.compiled_step(job), train.start(job)
     with job.batches(0) as batches:
@@ -102,11 +104,12 @@ def torch_step(variant: str, batch: int, threads: int, optimizer: str) -> Callab
 
 def bench_torch(args: argparse.Namespace) -> list[list[str]]:
   """Rows: ours, then each PyTorch contestant with its ratio to ours."""
-  jobs = {"ssljax": our_step(make_job(args.variant, args.batch, 0.75, not args.unrolled))}
+  own = side_by_side.own_process
+  jobs = {"ssljax": own(our_step, args.variant, args.batch, 0.75, args.remat)}
   for optimizer in filter(None, args.torch.split(",")):
     name = f"PyTorch eager, AdamW {optimizer}"
-    jobs[name] = torch_step(args.variant, args.batch, args.threads, optimizer)
-  seconds = side_by_side.alternate(jobs, args.repeats, args.warm)
+    jobs[name] = own(torch_step, args.variant, args.batch, args.threads, optimizer)
+  seconds = side_by_side.alternate(jobs, args.repeats, args.warm, args.lead)
   rows = []
   for name, took in seconds.items():
     ratio = side_by_side.ratio(took, seconds["ssljax"])
@@ -120,9 +123,10 @@ def bench_hidden(args: argparse.Namespace) -> list[list[str]]:
   """Rows: all visible and a quarter visible; the ratio of times beside that of FLOPs."""
   steps, flops = {}, {}
   for name, ratio in RATIOS.items():
-    job = make_job(args.variant, args.batch, ratio, not args.unrolled)
-    steps[name], flops[name] = our_step(job), train.model_flops(job)
-  seconds = side_by_side.alternate(steps, args.repeats, args.warm)
+    sizes = args.variant, args.batch, ratio, args.remat
+    steps[name] = side_by_side.own_process(our_step, *sizes)
+    flops[name] = train.model_flops(make_job(*sizes))
+  seconds = side_by_side.alternate(steps, args.repeats, args.warm, args.lead)
   quarter, whole = RATIOS
   ratio = side_by_side.ratio(seconds[whole], seconds[quarter])
   ideal = flops[whole] / flops[quarter]
@@ -143,16 +147,13 @@ def run() -> None:
   parser.add_argument("--variant", default="B", choices=SIZES)
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=9)
-  parser.add_argument("--warm", type=int, default=2)
+  parser.add_argument("--warm", type=int, default=1)
+  parser.add_argument("--lead", type=int, default=1, help="untimed steps before each timed one")
   parser.add_argument("--torch", default="default,fused")
   parser.add_argument("--threads", type=int, default=side_by_side.cores(), help="of PyTorch")
-  parser.add_argument("--unrolled", action="store_true", help="blocks one by one, no scan")
-  parser.add_argument("--huge_pages", action="store_true", help="GLIBC_TUNABLES, for all of them")
+  parser.add_argument("--remat", default="dots", help="encoder.remat of ours: none, dots or full")
   parser.add_argument("--json", default="", help="write the table here, too")
   args = parser.parse_args()
-  if args.huge_pages and "GLIBC_TUNABLES" not in os.environ:  # glibc reads it at the start only
-    tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | tunables)
   where = side_by_side.machine(PACKAGES)
   model = f"MAE ViT-{args.variant}/16, 224 px, batch {args.batch}, float32"
   if "torch" in args.parts:

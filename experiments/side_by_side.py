@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -17,18 +18,49 @@ FLAGS = ("XLA_FLAGS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 
 
 def alternate(
-  contestants: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1
+  contestants: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1, lead: int = 0
 ) -> dict[str, np.ndarray]:
   """Seconds of each call: {name: [repeats]}. Contestants take turns, so that a slow minute of the
-  machine falls on all of them; the first `warm` rounds are not kept."""
+  machine falls on all of them; the first `warm` rounds are not kept, nor are the first `lead` calls
+  of a turn, in which the machine gives a contestant back what it took while the others worked."""
   seconds = {name: np.zeros(repeats) for name in contestants}
   for turn in range(-warm, repeats):
     for name, call in contestants.items():
+      for _ in range(lead):
+        call()
       start = time.perf_counter()
       call()
       if turn >= 0:
         seconds[name][turn] = time.perf_counter() - start
   return seconds
+
+
+def own_process(build: Callable[..., Callable[[], Any]], *args: Any) -> Callable[[], Any]:
+  """`build(*args)()` in a process of its own, which lives on; -> a call that waits for one turn.
+
+  Contestants in one process disturb each other's memory and threads (experiments/LOG.md).
+  """
+  context = multiprocessing.get_context("spawn")
+  here, there = context.Pipe()
+  context.Process(target=_serve, args=(there, build, args), daemon=True).start()
+
+  def turn():
+    here.send(None)
+    return here.recv()
+
+  turn()
+  return turn
+
+
+def _serve(pipe: Any, build: Callable[..., Callable[[], Any]], args: tuple) -> None:
+  call = build(*args)
+  while True:
+    try:
+      pipe.recv()
+    except EOFError:  # the benchmark has ended
+      return
+    call()
+    pipe.send(None)
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray) -> float:

