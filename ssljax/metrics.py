@@ -97,15 +97,6 @@ def cut_back(path: pathlib.Path, step: int) -> None:
   part.replace(path)
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a `metrics.jsonl` as dicts; half a line at the end (a running job) is left out."""
-  rows = []
-  for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
-    with contextlib.suppress(ValueError):
-      rows.append(json.loads(line))
-  return rows
-
-
 def check_finite(step: int, values: Mapping[str, Any], index: Sequence[int] | np.ndarray) -> None:
   """FloatingPointError naming step, metrics and the examples of the batch if any is not finite."""
   numbers = {key: float(value) for key, value in values.items()}

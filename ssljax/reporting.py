@@ -32,7 +32,8 @@ def tell_damaged(
 def write(workdir: pathlib.Path) -> pathlib.Path:
   """Draws the curves and writes report.html; -> its path."""
   # Imported here: matplotlib takes half a second that a run without pictures need not pay.
-  from ssljax.viz.curves import curves_figure, read_metrics
+  from ssljax.records import read_metrics
+  from ssljax.viz.curves import curves_figure
   from ssljax.viz.report import write_report
 
   figures = workdir / "figures"
@@ -44,7 +45,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
 
 def main(workdir: str) -> None:
   """Prints the final table of a run and where its report is."""
-  from ssljax.viz.curves import read_metrics
+  from ssljax.records import read_metrics
   from ssljax.viz.table import summary, table_text
 
   folder = pathlib.Path(workdir)

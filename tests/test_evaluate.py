@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ssljax import checkpoint, metrics, train
+from ssljax import checkpoint, records, train
 from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax.evaluate import Evaluation
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 
 def rows(workdir: pathlib.Path) -> dict[int, dict]:
   found: dict[int, dict] = {}
-  for row in metrics.read_metrics(workdir / "metrics.jsonl"):
+  for row in records.read_metrics(workdir / "metrics.jsonl"):
     found.setdefault(row["step"], {}).update(row)
   return found
 

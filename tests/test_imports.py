@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
   "views": (),
   "models": (),
   "evals": (),
-  "viz": ("metrics", "evals"),
+  "viz": ("records", "evals"),
   "methods": ("losses", "targets", "models", "step", "schedules"),
 }
 # Single files that others are built on.
@@ -27,6 +27,7 @@ FILES: dict[str, tuple[str, ...]] = {
   "step": (),
   "optim": ("schedules",),
   "metrics": (),
+  "records": (),
   "flops": (),
   "signals": (),
   "errors": (),
@@ -34,7 +35,7 @@ FILES: dict[str, tuple[str, ...]] = {
   "leaves": (),
   "checkpoint": ("leaves",),
   "config": ("schedules",),
-  "reporting": ("viz",),
+  "reporting": ("viz", "records"),
 }
 # Package -> the only places that may import it, at any depth.
 HOMES = {

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from ssljax import dry_run, main, metrics, train
+from ssljax import dry_run, main, records, train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -343,7 +343,7 @@ def test_a_dry_run_leaves_no_statistics_for_another_source(tmp_path, place, monk
 
 
 def rows(workdir):
-  return metrics.read_metrics(workdir / "metrics.jsonl")
+  return records.read_metrics(workdir / "metrics.jsonl")
 
 
 # Damaged images among good ones

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax import metrics
+from ssljax import metrics, records
 
 
 def lines_of(path) -> list[dict]:
@@ -37,7 +37,7 @@ def test_one_object_a_line_and_never_invalid_json(tmp_path):
   ]
   assert lines_of(path) == want  # before close: a kill loses nothing
   writer.close()
-  assert metrics.read_metrics(path) == want
+  assert records.read_metrics(path) == want
 
 
 def test_a_resume_cuts_back_and_goes_on(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ssljax import checkpoint, main, metrics, reporting, train
+from ssljax import checkpoint, main, metrics, records, reporting, train
 
 RUNNER = pathlib.Path(__file__).parent / "killed_run.py"
 # name -> (method, where the process dies, its exit code, checkpoints that it may leave: they are
@@ -76,7 +76,7 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 def record(workdir: pathlib.Path) -> list[dict]:
   """The lines of metrics.jsonl but for what depends on the clock."""
-  rows = metrics.read_metrics(workdir / "metrics.jsonl")
+  rows = records.read_metrics(workdir / "metrics.jsonl")
   return [{k: v for k, v in row.items() if not k.startswith("throughput/")} for row in rows]
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssljax.records import read_metrics
 from ssljax.viz.batch import batch_figure
-from ssljax.viz.curves import curves_figure, panels, read_metrics
+from ssljax.viz.curves import curves_figure, panels
 from ssljax.viz.neighbours import neighbours_figure
 from ssljax.viz.reconstructions import reconstruction_figure
 from ssljax.viz.report import write_report

@@ -66,20 +66,12 @@ def masked(
   """
   _check(dict(layout=layout, head=head, target=target, loss=loss))
   momentum = schedules.moving(teacher_momentum)
-  last_layers = tuple(range(-teacher_layers, 0))
   loss_fn = LOSSES[loss]
   if loss == "smooth_l1":
     loss_fn = functools.partial(loss_fn, beta=loss_beta)
-
-  def make_head(shape):
-    out = encoder.width if target == "teacher" else math.prod(encoder.patch) * shape[-1]
-    if head == "linear":
-      # SimMIM leaves its head at PyTorch's default; data2vec draws it like the encoder.
-      start = encoder.init_kernels if target == "teacher" else "torch"
-      return LinearHead(out, encoder.prefix, start, encoder.dtype)
-    speed = dict(scan=encoder.scan, remat=encoder.remat, dtype=encoder.dtype)
-    width, depth, heads = decoder_width, decoder_depth, decoder_heads
-    return TransformerDecoder(width, depth, heads, out, encoder.prefix, encoder.eps, **speed)
+  sizes = decoder_width, decoder_depth, decoder_heads
+  make_head = functools.partial(_head, encoder, head, target, sizes)
+  make_target = functools.partial(_target, encoder, target, teacher_layers)
 
   def init(rng, batch):
     x = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
@@ -117,16 +109,6 @@ def masked(
     args = (tokens, grid, hidden, keep, places)
     return make_head(x.shape).apply({"params": params["decoder"]}, *args), places
 
-  def make_target(extra, x):
-    """What is to be predicted at every place: [b s1…sr c] -> [b n t]."""
-    if target == "teacher":
-      variables = {"params": extra["teacher"]["encoder"]}
-      out = encoder.apply(variables, x, layers=last_layers)
-      blocks = [out[f"layer_{encoder.depth + i}"][:, encoder.prefix :] for i in last_layers]
-      return jax.lax.stop_gradient(targets.average_layers(blocks))
-    patches = tokens_lib.patchify(x, encoder.patch)
-    return targets.normalised_pixels(patches) if target == "normalised_pixels" else patches
-
   def loss_and_stats(params, extra, batch, rng, step):
     pred, places = predict(params, batch, example_keys(rng, batch["index"]))
     wanted = tokens_lib.take(make_target(extra, batch["image"]), places)
@@ -161,6 +143,29 @@ def masked(
 
   pictures = None if target == "teacher" else reconstruct
   return Method(init, loss_and_stats, update, encode, pictures, ("image", "hidden", "index"))
+
+
+def _head(encoder, head, target, sizes, shape):
+  """The head for examples of a shape [… c]."""
+  out = encoder.width if target == "teacher" else math.prod(encoder.patch) * shape[-1]
+  if head == "linear":
+    # SimMIM leaves its head at PyTorch's default; data2vec draws it like the encoder.
+    start = encoder.init_kernels if target == "teacher" else "torch"
+    return LinearHead(out, encoder.prefix, start, encoder.dtype)
+  speed = dict(scan=encoder.scan, remat=encoder.remat, dtype=encoder.dtype)
+  return TransformerDecoder(*sizes, out, encoder.prefix, encoder.eps, **speed)
+
+
+def _target(encoder, target, layers, extra, x):
+  """What is to be predicted at every place: [b s1…sr c] -> [b n t]."""
+  if target == "teacher":
+    last = range(-layers, 0)
+    variables = {"params": extra["teacher"]["encoder"]}
+    out = encoder.apply(variables, x, layers=tuple(last))
+    blocks = [out[f"layer_{encoder.depth + i}"][:, encoder.prefix :] for i in last]
+    return jax.lax.stop_gradient(targets.average_layers(blocks))
+  patches = tokens_lib.patchify(x, encoder.patch)
+  return targets.normalised_pixels(patches) if target == "normalised_pixels" else patches
 
 
 def _check(given: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
 """Curves of a run from its metrics.jsonl: one PNG, or one themed SVG a panel for the report."""
 
 import io
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from ssljax.records import read_metrics
 from ssljax.viz.style import COLOURS, FAINT, INK, RULE, figure, heading, save
 
 # A fixed slot of the palette and of the dashes for each role, the same in every panel.
@@ -34,26 +34,6 @@ class Panel(NamedTuple):
   title: str
   lines: list[Line]
   kind: str = ""  # "", "percent", "log", "zero"
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-  """The lines of a metrics.jsonl, in order; a last line cut by a kill is left out.
-
-  Raises:
-    ValueError: another line is no JSON object with a step.
-  """
-  lines = Path(path).read_text().splitlines()
-  records = []
-  for number, line in enumerate(lines, 1):
-    try:
-      record = json.loads(line)
-      int(record["step"])
-    except (ValueError, KeyError, TypeError) as error:
-      if number == len(lines):
-        break
-      raise ValueError(f"{path}: line {number} is no JSON object with a step") from error
-    records.append(record)
-  return records
 
 
 def series(records: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssljax.viz.curves import curve_svgs, read_metrics, series
+from ssljax.records import read_metrics
+from ssljax.viz.curves import curve_svgs, series
 from ssljax.viz.page import PAGE
 from ssljax.viz.table import Row, summary
 
