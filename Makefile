@@ -48,8 +48,8 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
 	touch $@ $(VENV)/.ssljax
 
-# torchvision and timm would bring the CUDA build of PyTorch with them: installed without their needs.
+# torchvision, timm and lightly would bring the CUDA build of PyTorch with them: installed without their needs.
 $(VENV)/.parity: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e ".[test,parity]"
-	$(PIP) --no-deps torchvision==0.23.0 timm
+	$(PIP) --no-deps torchvision==0.23.0 timm lightly lightly-utils
 	touch $@ $(VENV)/.test $(VENV)/.ssljax
