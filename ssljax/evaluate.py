@@ -108,7 +108,7 @@ class Evaluation:
   @contextlib.contextmanager
   def _examples(self, source: Any, **given: Any) -> Iterator[Any]:
     """One pass over a source; what cannot be read is remembered."""
-    with self.job.examples(source, **given) as batches:
+    with self.job.examples(source, known=self.damaged, **given) as batches:
       yield batches
       self.damaged |= batches.damaged
 

@@ -67,8 +67,10 @@ class Job:
       max_pixels=data["max_pixels"],
     )
 
-  def examples(self, source: Any, hidden: bool = False, indices: Any = None) -> pipeline.Batches:
-    """One pass over a source in order, in the evaluation view."""
+  def examples(
+    self, source: Any, hidden: bool = False, indices: Any = None, known: dict | None = None
+  ) -> pipeline.Batches:
+    """One pass over a source in order, in the evaluation view; `known` damage is not told again."""
     config, data = self.config, self.config["data"]
     return pipeline.examples(
       source,
@@ -80,6 +82,7 @@ class Job:
       workers=data["workers"],
       max_pixels=data["max_pixels"],
       indices=indices,
+      known=known,
     )
 
 

@@ -179,6 +179,18 @@ def test_shuffle_of_large_sets_is_a_keyed_bijection():
   assert (order.shuffle_large(offset[7:9], size, 5, 0) == epochs[0][7:9]).all()
 
 
+def test_damage_known_from_an_earlier_pass_is_not_told_again(damaged_folder, caplog):
+  source = open_source(f"folder:{damaged_folder}")
+  with examples(source, batch_size=BATCH, views=VIEW) as first:
+    valid = [batch["valid"] for batch in first]
+  assert "bad_cut.jpg is cut" in caplog.text
+  caplog.clear()
+  with examples(source, batch_size=BATCH, views=VIEW, known=first.damaged) as second:
+    again = [batch["valid"] for batch in second]
+  assert caplog.text == "" and second.damaged == first.damaged
+  np.testing.assert_array_equal(again, valid)
+
+
 def test_arrays_with_views_use_the_keys_of_their_examples():
   image = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), dtype=np.uint8)
   source = open_source({"image": image, "label": np.arange(20)})

@@ -89,7 +89,7 @@ class Loader:
     dozen tiny operations took a third of the time of a small JPEG."""
     if self.views.draw is None:
       return batch | {"drawn": {}}
-    return batch | {"drawn": load().vectorized_map(self.views.draw, batch["key"])}
+    return batch | {"drawn": load().vectorized_map(self.views.draw, batch["key"], warn=False)}
 
   def dataset(self, first: int, last: int | None):
     """tf.data of (step, row [k], image [k h w c]): rows that are missing were damaged."""

@@ -129,9 +129,11 @@ def batches(
   return _ahead(source, stream, seed, hidden)
 
 
-def _stream(source, plan, first, last, seed, views, channels, workers, max_pixels):
+def _stream(
+  source, plan, first, last, seed, views, channels, workers, max_pixels, known: dict | None = None
+):
   """(plan, image, valid, labels) per step, and the dict of damaged images that it fills."""
-  damaged: dict[str, str] = {}
+  damaged = dict(known or {})
   plain = views is None or views.apply is None
   if plain and not source.encoded:
     return _arrays(source, plan, first, last), damaged
@@ -204,12 +206,13 @@ def examples(
   workers: int = 0,
   max_pixels: int = MAX_PIXELS,
   indices: Sequence[int] | None = None,
+  known: dict[str, str] | None = None,
 ) -> Batches:
   """One pass in order (over `indices`, or all): the last batch is padded, `valid` bool [b] says
   which rows count.
 
   Unreadable images come with valid False and are listed. Draws are those of epoch 0, the same on
-  every pass.
+  every pass. `known`: damaged images of earlier passes, which are not named in the log again.
   """
   _check(source, batch_size, views, hidden, grid)
   wanted = np.arange(source.size) if indices is None else np.asarray(indices, np.int64)
@@ -223,6 +226,6 @@ def examples(
     return Plan(np.zeros_like(index), np.full_like(index, -1), index)
 
   last = -(-len(wanted) // batch_size)
-  stream = _stream(source, plan, 0, last, seed, views, channels, workers, max_pixels)
+  stream = _stream(source, plan, 0, last, seed, views, channels, workers, max_pixels, known)
   rows = np.arange(batch_size)
   return _ahead(source, stream, seed, hidden, lambda step: step * batch_size + rows < len(wanted))
