@@ -59,6 +59,14 @@ def widen(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def numbers(weights: Any) -> Any:
+  """Weights that are bool or integers as float32, for `read`; anything else as it is."""
+  dtype = getattr(weights, "dtype", None)
+  if dtype is None or jnp.issubdtype(dtype, jnp.floating):
+    return weights
+  return jnp.asarray(weights, jnp.float32)
+
+
 def positive(**named: Any) -> None:
   """Refuses Python numbers that are not above zero (arrays pass: a learnt temperature is one).
 

@@ -29,14 +29,6 @@ __all__ = (
 EXACT = jax.lax.Precision.HIGHEST  # accelerators round products to 8 or 10 bits unless told
 
 
-def as_numbers(weights: Any) -> Any:
-  """Weights that are bool or integers as float32, for `arguments.read`; anything else as it is."""
-  dtype = getattr(weights, "dtype", None)
-  if dtype is None or jnp.issubdtype(dtype, jnp.floating):
-    return weights
-  return jnp.asarray(weights, jnp.float32)
-
-
 def masked_mean(
   values: jax.Array, weights: jax.Array | None = None, *, over: str = "example"
 ) -> jax.Array:
@@ -55,7 +47,9 @@ def masked_mean(
   >>> losses.masked_mean(jnp.array([[1.0, 3.0], [5.0, 7.0]]), jnp.array([[1, 0], [1, 1]])).tolist()
   [1.0, 6.0]
   """
-  values, weights = arguments.read(values=(values, "b m"), weights=(as_numbers(weights), "?b m"))
+  values, weights = arguments.read(
+    values=(values, "b m"), weights=(arguments.numbers(weights), "?b m")
+  )
   if over not in ("example", "batch"):
     raise ValueError(f'over must be "example" or "batch", not {over!r}')
   if weights is None:
@@ -73,7 +67,7 @@ def _read(
 ) -> tuple[Any, ...]:
   """Checked arrays; what does not count is 0, so that an infinity there has no gradient either."""
   pred, target, weights = arguments.read(
-    pred=(pred, letters), target=(target, letters), weights=(as_numbers(weights), of_weights)
+    pred=(pred, letters), target=(target, letters), weights=(arguments.numbers(weights), of_weights)
   )
   if weights is not None:
     some = weights if weights.ndim == pred.ndim else weights[..., None]
@@ -222,8 +216,8 @@ def region_bce(
   """
   logits, regions, weights = arguments.read(
     logits=(logits, "b k m t"),
-    regions=(as_numbers(regions), "b k m t"),
-    weights=(as_numbers(weights), "?b m"),
+    regions=(arguments.numbers(regions), "b k m t"),
+    weights=(arguments.numbers(weights), "?b m"),
   )
   arguments.positive(background=background)
   errors = optax.sigmoid_binary_cross_entropy(logits, regions)

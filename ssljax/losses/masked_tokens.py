@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ssljax.losses import arguments, numerics
-from ssljax.losses.masked import EXACT, as_numbers, masked_mean
+from ssljax.losses.masked import EXACT, masked_mean
 
 __all__ = (
   "codebook_ce",
@@ -106,7 +106,7 @@ def update_codebook(
    [0.  1. ]]
   """
   codebook, sums, counts = arguments.read(
-    codebook=(codebook, "k d"), sums=(sums, "k d"), counts=(as_numbers(counts), "k")
+    codebook=(codebook, "k d"), sums=(sums, "k d"), counts=(arguments.numbers(counts), "k")
   )
   # Dividing by the count is lost in the length 1.
   target = jnp.where(counts[:, None] > 0, numerics.normalise(sums), codebook)
@@ -158,7 +158,7 @@ def rank_loss(
   [13.82]
   """
   scores, errors, weights = arguments.read(
-    scores=(scores, "b m"), errors=(errors, "b m"), weights=(as_numbers(weights), "?b m")
+    scores=(scores, "b m"), errors=(errors, "b m"), weights=(arguments.numbers(weights), "?b m")
   )
   errors = jax.lax.stop_gradient(errors)
   larger = errors[:, :, None] > errors[:, None, :]

@@ -129,7 +129,7 @@ def variance_term(z: jax.Array, eps: float = 1e-4, weights: jax.Array | None = N
   >>> print(f"{losses.variance_term(jnp.ones((4, 3))):.4f}")
   0.9900
   """
-  z, weights = arguments.read(z=(z, "b d"), weights=(_float(weights), "?b"))
+  z, weights = arguments.read(z=(z, "b d"), weights=(arguments.numbers(weights), "?b"))
   _at_least_two(z=z)
   centred, count = _centre(z, weights)
   return _if_any(count, _hinge(centred, count, eps))
@@ -147,7 +147,7 @@ def covariance_term(z: jax.Array, weights: jax.Array | None = None) -> jax.Array
   >>> losses.covariance_term(jnp.ones((4, 3)))
   Array(0., dtype=float32)
   """
-  z, weights = arguments.read(z=(z, "b d"), weights=(_float(weights), "?b"))
+  z, weights = arguments.read(z=(z, "b d"), weights=(arguments.numbers(weights), "?b"))
   _at_least_two(z=z)
   return _redundancy(*_centre(z, weights))
 
@@ -299,7 +299,10 @@ def tico(
   (3,) 0.2667 0.1000
   """
   z1, z2, memory, weights = arguments.read(
-    z1=(z1, "b d"), z2=(z2, "b d"), memory=(memory, "d d"), weights=(_float(weights), "?b")
+    z1=(z1, "b d"),
+    z2=(z2, "b d"),
+    memory=(memory, "d d"),
+    weights=(arguments.numbers(weights), "?b"),
   )
   z1, z2 = numerics.normalise(z1), numerics.normalise(jax.lax.stop_gradient(z2))
   counted = _counted(z1, weights)
@@ -344,7 +347,7 @@ def uniformity(x: jax.Array, t: float = 2.0, weights: jax.Array | None = None) -
   >>> losses.uniformity(jnp.ones((4, 3)))
   Array(0., dtype=float32)
   """
-  x, weights = arguments.read(x=(x, "b d"), weights=(_float(weights), "?b"))
+  x, weights = arguments.read(x=(x, "b d"), weights=(arguments.numbers(weights), "?b"))
   _at_least_two(x=x)
   arguments.positive(t=t)
   x = numerics.normalise(_counted(x, weights))
@@ -358,15 +361,8 @@ def uniformity(x: jax.Array, t: float = 2.0, weights: jax.Array | None = None) -
   return jnp.where(some, total - jnp.log(jnp.maximum(pairs.sum(), 1)), 0.0).astype(x.dtype)
 
 
-def _float(weights: Any) -> Any:
-  """Weights may be bool or whole numbers too."""
-  if weights is None or not hasattr(weights, "dtype"):
-    return weights
-  return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(jnp.float32)
-
-
 def _read_two(z1: Any, z2: Any, weights: Any) -> tuple[Any, ...]:
-  read = arguments.read(z1=(z1, "b d"), z2=(z2, "b d"), weights=(_float(weights), "?b"))
+  read = arguments.read(z1=(z1, "b d"), z2=(z2, "b d"), weights=(arguments.numbers(weights), "?b"))
   _at_least_two(z1=read[0])
   return read
 

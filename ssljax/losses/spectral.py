@@ -382,7 +382,7 @@ def sigreg(
   Array(102.9, dtype=float32)
   """
   (z,) = arguments.read(z=(z, "* b d"))
-  (weights,) = arguments.read(weights=(_float(weights), f"?{len(z)}"))
+  (weights,) = arguments.read(weights=(arguments.numbers(weights), f"?{len(z)}"))
   if knots < 2 or directions < 1:
     raise ValueError(f"knots must be 2 or more and directions 1 or more, not {knots}, {directions}")
   arguments.positive(t_max=t_max)
@@ -459,7 +459,7 @@ def koleo(x: jax.Array, eps: float = 1e-8, weights: jax.Array | None = None) -> 
   >>> losses.koleo(jnp.eye(3)).round(4)  # -log sqrt 2
   Array([-0.3466, -0.3466, -0.3466], dtype=float32)
   """
-  x, weights = arguments.read(x=(x, "b d"), weights=(_float(weights), "?b"))
+  x, weights = arguments.read(x=(x, "b d"), weights=(arguments.numbers(weights), "?b"))
   b = _at_least(2, x=x)
   arguments.positive(eps=eps)
   counts = jnp.ones(b, bool) if weights is None else weights != 0
@@ -469,13 +469,6 @@ def koleo(x: jax.Array, eps: float = 1e-8, weights: jax.Array | None = None) -> 
   neighbour = jnp.where(allowed, near, -2.0).argmax(1)
   distance = numerics.square_root(jnp.square(x - x[neighbour] + eps).sum(1))
   return jnp.where(counts & allowed.any(1), -jnp.log(distance + eps), 0.0)
-
-
-def _float(weights: Any) -> Any:
-  """Weights may be bool or whole numbers too."""
-  if weights is None or not hasattr(weights, "dtype"):
-    return weights
-  return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(jnp.float32)
 
 
 def _at_least(number: int, **named: jax.Array) -> int:
