@@ -130,6 +130,8 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
   missing = [key for key in method.needs if key not in batch]
   if missing:
     raise ValueError(f"{config['method']['name']} needs {', '.join(missing)} in the batch")
+  if config["accum"] > 1 and method.whole:
+    raise ValueError(f"accum {config['accum']}: {method.whole}")
   state = jax.eval_shape(lambda: init_state(method, tx, batch, config["seed"]))
   # On shapes alone: parts that do not go together show before the workdir is claimed.
   jax.eval_shape(method.loss, state.params, state.extra, batch, state.rng, state.step)
