@@ -65,6 +65,8 @@ def masked(
     ValueError: an unknown name, or parts that do not go together.
   """
   _check(dict(layout=layout, head=head, target=target, loss=loss))
+  if encoder.patch is None:
+    raise ValueError("masked prediction hides patches: it needs an encoder of patches, such as vit")
   momentum = schedules.moving(teacher_momentum)
   loss_fn = LOSSES[loss]
   if loss == "smooth_l1":
