@@ -51,8 +51,9 @@ def two_view(
 
   Args:
     encoder: from `models/`.
-    loss: (z1, z2) -> [b] or a number, with a queue (z1, z2, queue); z are projections [b d], or
-      predictions where there is a `predictor`. What needs unit vectors normalises them itself.
+    loss: (z1, z2) -> [b] or a number, perhaps with a dict of its terms; with a queue (z1, z2,
+      queue). z are projections [b d], or predictions where there is a `predictor`. What needs unit
+      vectors normalises them itself.
     loss_scale: factor on the mean loss.
     projector, predictor: widths of the layers; () is none. _norm, _last, _bias: of `models.heads`'
       Projector: between the layers, after the last one, and which layers have a bias.
@@ -137,13 +138,14 @@ def two_view(
     if target != "online":
       wanted = jax.lax.stop_gradient(wanted)
     memory = (extra["queue"],) if queue else ()
-    values = []
+    found = []
     for i, j in directions:
       pair = online[:, student.index(i)], wanted[:, taught.index(j) if target == "teacher" else j]
-      values.append(jnp.mean(loss(*pair, *memory)))
+      found.append(_value(loss(*pair, *memory)))
+    value, metrics = jax.tree.map(lambda *x: sum(x) / len(x), *found)
     rows = {"keys": wanted} if queue else {}
     stats = {"mean": jax.lax.stop_gradient(mean), "rows": jax.lax.stop_gradient(rows)}
-    return loss_scale * sum(values) / len(values), (stats, {"std": _spread(online)})
+    return loss_scale * value, (stats, metrics | {"std": _spread(online)})
 
   def update(params, extra, stats, step):
     new = dict(extra)
@@ -200,6 +202,12 @@ def _run(together: bool, module, params, stats, x, **given):
     out, stats = apply(stats, *jax.tree.map(lambda a: a[:, i], (x, arrays)))  # noqa: B023
     outs.append(out)
   return jax.tree.map(lambda *a: jnp.stack(a, axis=1), *outs), stats
+
+
+def _value(found) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Mean of a loss, and its terms where it tells them."""
+  value, terms = found if isinstance(found, tuple) else (found, {})
+  return jnp.mean(value), {name: jnp.mean(term) for name, term in terms.items()}
 
 
 def _variables(params, stats) -> dict[str, Any]:
