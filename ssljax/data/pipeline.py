@@ -17,7 +17,7 @@ from ssljax.data.masking import Hidden
 from ssljax.data.moments import moments
 from ssljax.data.order import Plan
 from ssljax.data.sources import Source
-from ssljax.data.views import View, Views
+from ssljax.data.views import View, Views, recipe_of
 
 __all__ = ["MAX_PIXELS", "Batches", "batches", "examples", "moments"]
 
@@ -151,11 +151,6 @@ def _stream(
     damaged=damaged,
   )
   return loader.run(first, last), damaged
-
-
-def recipe_of(views: View | Views | None) -> Views:
-  """The recipe of a batch: a single view, or none, makes the leaf `image`."""
-  return views if isinstance(views, Views) else Views({"image": views or View()})
 
 
 def _arrays(source, plan, first, last):

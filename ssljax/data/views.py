@@ -42,12 +42,12 @@ class Views(NamedTuple):
 
   leaves: Mapping[str, Any]
 
-  def each(self) -> list[View]:
+  def each(self) -> list[Any]:
     """All views, leaf by leaf."""
     groups = [[v] if isinstance(v, View) else v for v in self.leaves.values()]
     return [view for group in groups for view in group]
 
-  def shapes(self, image: Sequence[int | None]) -> dict[str, tuple[int | None, ...]]:
+  def shapes(self, image: Sequence) -> dict[str, tuple]:
     """Shape of each leaf of one example; image: (h, w, c) of the source, where a view keeps it."""
 
     def shape(view):
@@ -71,6 +71,11 @@ class Views(NamedTuple):
       leaf: next(rest) if isinstance(views, View) else load().stack([next(rest) for _ in views])
       for leaf, views in self.leaves.items()
     }
+
+
+def recipe_of(views: View | Views | None) -> Views:
+  """The recipe of a batch: a single view, or none, makes the leaf `image`."""
+  return views if isinstance(views, Views) else Views({"image": views or View()})
 
 
 def keep() -> View:
@@ -127,8 +132,8 @@ def two_views(
     if len(values) != 2 or not all(0 <= p <= 1 for p in values):
       raise ValueError(f"{name} {tuple(values)}: one probability for each of the 2 views is needed")
   kernel = colour_lib.kernel_size(_size(size), blur_kernel)
-  shared = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
-  pair = [dict(zip(each, values)) for values in zip(*each.values())]
+  shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
+  pair: list[dict[str, Any]] = [dict(zip(each, values)) for values in zip(*each.values())]
   crops = [_crop(size, scale, ratio, method, flip, Colour(jitter, **one, **shared)) for one in pair]
   return Views({"views": tuple(crops)})
 
