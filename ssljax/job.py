@@ -173,7 +173,9 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
 
 
 def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
-  """Raises ValueError where the batch lacks what the method reads."""
+  """Raises ValueError where the batch lacks what the method reads, or must not be cut."""
+  if config["accum"] > 1 and method.whole:
+    raise ValueError(f"accum {config['accum']}: {method.whole}")
   missing = [key for key in method.needs if key not in batch]
   if not missing:
     return
@@ -186,8 +188,6 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     f"{config['method']['name']} needs {', '.join(missing)} in the batch, which has"
     f" {', '.join(batch)}{hint}"
   )
-  if config["accum"] > 1 and method.whole:
-    raise ValueError(f"accum {config['accum']}: {method.whole}")
 
 
 def example_shape(source: Any, views: Any) -> tuple[int, ...]:
