@@ -8,6 +8,7 @@ the others are the config's.
 
 import ast
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -50,6 +51,7 @@ COMPONENTS = ("method", "encoder", "optimizer", "schedule")
 HOMES = {
   "method": "ssljax.methods", "encoder": "ssljax.models", "optimizer": "ssljax.optim",
   "schedule": "ssljax.schedules", "eval": "ssljax.evals", "data": "ssljax.data.views",
+  "method.loss": "ssljax.losses",
 }  # fmt: skip
 SECTIONS = (*COMPONENTS, "data", "checkpoint", "log", "eval", "mesh")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -132,8 +134,26 @@ def _component(where: str, spec: dict) -> dict:
   lacking = [k for k, v in (defaults | arguments).items() if v is inspect.Parameter.empty]
   if lacking:
     raise ValueError(f"{where} lacks {', '.join(lacking)}")
+  inner = {k: _function(f"{where}.{k}", v) for k, v in arguments.items() if _named(v)}
+  plain_arguments = {k: v for k, v in arguments.items() if k not in inner}
+  _typed(defaults, plain_arguments, f"{where}.")
+  return {"name": spec["name"], **defaults, **plain_arguments, **inner}
+
+
+def _named(value: Any) -> bool:
+  """Whether an argument of a component is itself a function by name, such as a method's loss."""
+  return isinstance(value, dict) and "name" in value
+
+
+def _function(where: str, spec: dict) -> dict:
+  """A function that a component will call: its arguments but those that the component gives."""
+  parameters = inspect.signature(resolve(spec["name"], where)).parameters
+  defaults = {k: p.default for k, p in parameters.items()}
+  arguments = {k: v for k, v in spec.items() if k != "name"}
+  _known(arguments, defaults, f"{where}.")
   _typed(defaults, arguments, f"{where}.")
-  return {"name": spec["name"], **defaults, **arguments}
+  given = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty and v is not None}
+  return {"name": spec["name"], **given, **arguments}
 
 
 def _defaults(function: Callable) -> dict[str, Any]:
@@ -206,7 +226,7 @@ def _hint(name: str, where: str) -> str:
   there = _siblings(parent) if parent else []
   if there:
     return nearest(last, there, f"{parent}.")
-  home = HOMES.get(where.split(".")[0], "ssljax")
+  home = HOMES.get(where, HOMES.get(where.split(".")[0], "ssljax"))
   return f"; no module {parent or name!r}{nearest(last, _siblings(home), f'{home}.')}"
 
 
@@ -224,6 +244,8 @@ def _siblings(package: str) -> list[str]:
   found = _import(package)
   if found is None:
     return []
+  if hasattr(found, "__all__"):
+    return list(found.__all__)
   if hasattr(found, "__path__"):
     return [m.name for m in pkgutil.iter_modules(found.__path__)]
   own = inspect.getmembers(found, inspect.isfunction)
@@ -248,8 +270,14 @@ def build(spec: Mapping, **given: Any) -> Any:
     for k, v in arguments.items()
     if isinstance(v, dict) and "schedule" in v
   }
+  inner = {k: _partial(v) for k, v in arguments.items() if _named(v)}
   fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-  return function(**fixed | moving)
+  return function(**fixed | moving | inner)
+
+
+def _partial(spec: Mapping) -> Callable:
+  arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "name"}
+  return functools.partial(resolve(spec["name"]), **arguments)
 
 
 def plain(config: Any) -> Any:

@@ -11,6 +11,7 @@ from ssljax import config as config_lib
 from ssljax import flops, metrics
 from ssljax import job as job_lib
 from ssljax.evaluate import Evaluation, unit_scale
+from ssljax.methods.combine import IMAGES
 from ssljax.train import check_workdir, compiled_step, model_flops
 
 
@@ -61,5 +62,5 @@ def draw_batch(job: job_lib.Job, workdir: pathlib.Path) -> pathlib.Path:
   with job.batches(0) as batches:
     batch = next(batches)
   (workdir / "figures").mkdir(parents=True, exist_ok=True)
-  shown = batch | {"image": unit_scale(batch["image"])}
+  shown = batch | {key: unit_scale(batch[key]) for key in IMAGES if key in batch}
   return batch_figure(workdir / "figures" / "batch.png", shown, job.grid)

@@ -47,7 +47,7 @@ class Evaluation:
       shape = job_lib.example_shape(source, self.job.eval_views)
     except ValueError as error:
       raise ValueError(f"data.{key}: {error}") from None
-    seen = tuple(self.job.batch["image"].shape[1:])
+    seen = tuple(self.job.image.shape)
     if shape != seen:
       raise ValueError(
         f"data.{key}: evaluation images are {shape}, those of training {seen}; set"
@@ -99,7 +99,7 @@ class Evaluation:
     return {f"eval/{key}": value for key, value in metrics.items()}
 
   def _place(self, batch: Mapping) -> dict[str, jax.Array]:
-    keys = ("image", "index", "hidden")
+    keys = {"image", "index", "hidden", *self.job.method.needs}
     kept = {k: np.asarray(v) for k, v in batch.items() if k in keys}
     size = job_lib.eval_batch_size(self.job.config, self.job.mesh)
     rows = sharding.local_rows(size, self.job.mesh)
@@ -164,9 +164,14 @@ class Evaluation:
     return found
 
   def _heldout(self, state: Any) -> float:
-    """Mean pre-training loss over the test split, hidden places and view fixed."""
-    total, count = 0.0, 0
-    with self._examples(self.test, hidden=True) as batches:
+    """Mean pre-training loss over the test split, hidden places and view fixed.
+
+    A method that needs several views of an image gets those of training, as drawn in epoch 0.
+    """
+    several = "image" not in self.job.method.needs
+    views = self.job.views if several else None
+    found: list[tuple[bool, float, int]] = []
+    with self._examples(self.test, hidden=True, views=views) as batches:
       for batch in batches:
         good = np.flatnonzero(batch["valid"])
         if not len(good):
@@ -177,10 +182,14 @@ class Evaluation:
         rows[good] = good
         placed = self._place({k: v[rows] for k, v in batch.items()})
         loss = self._loss(state.params, state.extra, placed, state.step)
-        total, count = total + float(loss) * len(good), count + len(good)
-    if not count:
+        found.append((len(good) == len(rows), float(loss), len(good)))
+    if not found:
       raise ValueError(f"no image of {self.test.name} can be read")
-    return total / count
+    # Among several views a repeated example would be a negative of itself: whole batches alone
+    # count, where there are any.
+    if several and any(whole for whole, _, _ in found):
+      found = [part for part in found if part[0]]
+    return sum(loss * n for _, loss, n in found) / sum(n for _, _, n in found)
 
   def _figures(self, state: Any, train: Any, test: Any) -> None:
     from ssljax.viz import neighbours, reconstructions

@@ -15,7 +15,8 @@ import optax
 from ssljax import config as config_lib
 from ssljax import reporting, sharding
 from ssljax.data import moments, pipeline, sources
-from ssljax.methods.combine import normalised
+from ssljax.data.views import Views, recipe_of
+from ssljax.methods.combine import IMAGES, normalised
 from ssljax.step import Method, init_state
 
 # Of the red, green and blue channels of ImageNet, on the 0…1 scale.
@@ -42,11 +43,18 @@ class Job:
   mean: Any
   std: Any
 
+  @property
+  def image(self) -> jax.ShapeDtypeStruct:
+    """One image [h w c] as the encoder sees it; of several views, the first."""
+    leaf = next(key for key in IMAGES if key in self.batch)
+    whole = self.batch[leaf]
+    return jax.ShapeDtypeStruct(whole.shape[1 if leaf == "image" else 2 :], whole.dtype)
+
   def input(self) -> dict[str, Any]:
     """What a checkpoint remembers of the input, for those who use the encoder later."""
-    image = self.batch["image"]
+    image = self.image
     return {
-      "shape": list(image.shape[1:]), "dtype": str(image.dtype),
+      "shape": list(image.shape), "dtype": str(image.dtype),
       "mean": list(map(float, self.mean)), "std": list(map(float, self.std)),
     }  # fmt: skip
 
@@ -68,14 +76,20 @@ class Job:
     )
 
   def examples(
-    self, source: Any, hidden: bool = False, indices: Any = None, known: dict | None = None
+    self,
+    source: Any,
+    hidden: bool = False,
+    indices: Any = None,
+    known: dict | None = None,
+    views: Any = None,
   ) -> pipeline.Batches:
-    """One pass over a source in order, in the evaluation view; `known` damage is not told again."""
+    """One pass over a source in order, in the evaluation view or in `views`; `known` damage is not
+    told again."""
     config, data = self.config, self.config["data"]
     return pipeline.examples(
       source,
       batch_size=eval_batch_size(config, self.mesh),
-      views=self.eval_views,
+      views=views or self.eval_views,
       hidden=self.hidden if hidden else None,
       seed=config["seed"],
       channels=data["channels"],
@@ -116,6 +130,11 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
   eval_batch_size(config, mesh)
   encoder = config_lib.build(config["encoder"], dtype=config["dtype"])
   views, eval_views = component(data["views"]), component(data["eval_views"])
+  if isinstance(eval_views, Views):
+    raise ValueError(
+      "data.eval_views must give one view, e.g. dict(name='ssljax.data.views.resize_crop'), not"
+      f" {data['eval_views']['name']}"
+    )
   source = open_source(config, data["split"])
   shape = example_shape(source, views)
   grid = encoder.grid(shape[:-1])
@@ -126,10 +145,8 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
   tx = config_lib.build(config["optimizer"], schedule=schedule)
-  batch = batch_shapes(config, source, shape, hidden)
-  missing = [key for key in method.needs if key not in batch]
-  if missing:
-    raise ValueError(f"{config['method']['name']} needs {', '.join(missing)} in the batch")
+  batch = batch_shapes(config, source, views, shape, hidden)
+  check_needs(config, method, batch)
   state = jax.eval_shape(lambda: init_state(method, tx, batch, config["seed"]))
   # On shapes alone: parts that do not go together show before the workdir is claimed.
   jax.eval_shape(method.loss, state.params, state.extra, batch, state.rng, state.step)
@@ -155,10 +172,29 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
   return config_lib.build(config["method"], **given)
 
 
+def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
+  """Raises ValueError where the batch lacks what the method reads."""
+  missing = [key for key in method.needs if key not in batch]
+  if not missing:
+    return
+  hints = {
+    "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
+    "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
+  }
+  hint = next((hints[key] for key in missing if key in hints), "")
+  raise ValueError(
+    f"{config['method']['name']} needs {', '.join(missing)} in the batch, which has"
+    f" {', '.join(batch)}{hint}"
+  )
+  if config["accum"] > 1 and method.whole:
+    raise ValueError(f"accum {config['accum']}: {method.whole}")
+
+
 def example_shape(source: Any, views: Any) -> tuple[int, ...]:
-  """(h, w, c) of one example as the step sees it."""
-  if views is not None and views.size is not None:
-    return (*views.size, source.channels)
+  """(h, w, c) of one example as the step sees it; of several views, the first."""
+  size = recipe_of(views).each()[0].size
+  if size is not None:
+    return (*size, source.channels)
   if source.shape is None:
     raise ValueError(
       f"the images of {source.name} differ in size: set data.views,"
@@ -167,10 +203,11 @@ def example_shape(source: Any, views: Any) -> tuple[int, ...]:
   return tuple(source.shape)
 
 
-def batch_shapes(config: Mapping, source: Any, shape: tuple, hidden: Any) -> dict:
+def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden: Any) -> dict:
   """Shapes and types of a global batch."""
   b = config["batch_size"]
-  shapes = {"image": ((b, *shape), source.dtype), "index": ((b,), "int32")}
+  leaves = recipe_of(views).shapes(shape)
+  shapes = {k: ((b, *s), source.dtype) for k, s in leaves.items()} | {"index": ((b,), "int32")}
   if source.labelled:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:

@@ -51,6 +51,27 @@ def adamw(
   return optax.chain(clip_global_norm(clip), tx) if clip else tx
 
 
+def _clipped_trust(schedule: Schedule, trust: float) -> optax.GradientTransformation:
+  """Multiplies each leaf by min(trust·‖p‖/‖g‖ / rate, 1): never a longer step than without LARS."""
+
+  def init(params):
+    del params
+    return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+  def update(updates, state, params=None):
+    rate = schedule(state.count)
+
+    def one(g, p):
+      length, size = jnp.linalg.norm(g.reshape(-1)), jnp.linalg.norm(p.reshape(-1))
+      moved = (length > 0) & (size > 0) & (rate > 0)
+      ratio = trust * size / jnp.where(moved, length * rate, 1.0)
+      return g * jnp.where(moved, jnp.minimum(ratio, 1.0), 1.0)
+
+    return jax.tree.map(one, updates, params), optax.ScaleByScheduleState(state.count + 1)
+
+  return optax.GradientTransformation(init, update)
+
+
 def clip_global_norm(limit: float) -> optax.GradientTransformation:
   """Scales all gradients by min(1, limit / (global norm + 1e-6)), the factor of PyTorch."""
 
@@ -60,3 +81,54 @@ def clip_global_norm(limit: float) -> optax.GradientTransformation:
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def sgd(
+  schedule: Schedule,
+  *,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  weight_decay: float = 1e-4,
+  decay_vectors: bool = True,
+  clip: float = 0.0,
+) -> optax.GradientTransformation:
+  """Stochastic gradient descent with momentum; the decay is part of the gradient, as in PyTorch.
+
+  decay_vectors: decay biases and norms, too (MoCo and SimSiam do). clip: as in `adamw`.
+  """
+  mask = None if decay_vectors else decayed
+  parts = [optax.add_decayed_weights(weight_decay, mask), optax.sgd(schedule, momentum, nesterov)]
+  return optax.chain(*([clip_global_norm(clip)] if clip else []), *parts)
+
+
+def lars(
+  schedule: Schedule,
+  *,
+  momentum: float = 0.9,
+  weight_decay: float = 1e-6,
+  trust: float = 1e-3,
+  clip_trust: bool = False,
+  rate_inside: bool = False,
+  vector_rate: float = 1.0,
+) -> optax.GradientTransformation:
+  """LARS (You et al. 2017, 1708.03888); one-dimensional leaves neither decay nor adapt.
+
+  Args:
+    trust: step of a leaf is trust·‖p‖/‖g + decay·p‖ times its gradient.
+    clip_trust: at most the gradient itself, min(ratio/rate, 1), as solo-learn on CIFAR. It needs
+      the rate, so that the ratio is capped at the rate of the step.
+    rate_inside: the momentum holds rate·ratio·g (SimCLR, optax) instead of ratio·g (BYOL, MoCo v3,
+      Barlow Twins, VICReg). The two differ only while the rate moves.
+    vector_rate: factor on the rate of one-dimensional leaves (Barlow Twins: .0048 for .2).
+  """
+  adapted = lambda params: decayed(params)  # noqa: E731
+  ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), adapted)
+  if clip_trust:
+    ratio = optax.masked(_clipped_trust(schedule, trust), adapted)
+  rate = optax.scale_by_learning_rate(schedule)
+  if vector_rate != 1.0:
+    vectors = lambda params: jax.tree.map(lambda d: not d, decayed(params))  # noqa: E731
+    rate = optax.chain(optax.masked(optax.scale(vector_rate), vectors), rate)
+  trace = optax.trace(momentum)
+  tail = (rate, trace) if rate_inside else (trace, rate)
+  return optax.chain(optax.add_decayed_weights(weight_decay, decayed), ratio, *tail)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ssljax.data import images, order, views
+from ssljax.data import colour, images, order, views
 from ssljax.data.pipeline import batches, examples
 from ssljax.data.sources import open_source
 
@@ -136,13 +136,11 @@ def test_jitter_changes_colour_and_not_geometry():
 def test_colour_steps_against_plain_statements():
   image = np.float32(photo(6, 7)) / 255
   grey = image @ np.float32([0.299, 0.587, 0.114])
-  draw = np.full(8, 0.9, np.float32)
-  draw[4:] = [0.1, 0.2, 0.3, 0.4]
-  factor = 1 + 0.4 * 0.8
+  factor = 1.32
 
   def jitter(which):
-    strengths = [0.4 if which == i else 0.0 for i in range(4)]
-    return views.colour_jitter(tf.constant(image), tf.constant(draw), strengths, tf.float32).numpy()
+    factors = [factor if which == i else 1.0 for i in range(3)] + [0.0]
+    return colour.jitter(tf.constant(image), factors, tf.constant([2, 0, 3, 1])).numpy()
 
   clip = lambda x: np.clip(x, 0, 1)  # noqa: E731
   np.testing.assert_allclose(jitter(0), clip(image * factor), atol=1e-5)

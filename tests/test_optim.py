@@ -156,3 +156,63 @@ def test_decay_is_multiplied_by_the_rate_and_spares_the_rest():
     np.testing.assert_allclose(updates["kernel"], -rate * 0.5 * params["kernel"], rtol=1e-6)
     np.testing.assert_array_equal(updates["bias"], np.zeros(2))
     params = optax.apply_updates(params, updates)
+
+
+# SGD and LARS
+
+
+def lars_by_hand(steps, rate, trust, momentum, decay, inside, clip, vector_rate):
+  """Kernel [2 2] and bias [2] after `steps`, gradients 1, 2, … times a fixed pattern."""
+  p = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]]), "bias": np.array([1.0, -1.0])}
+  v = {k: np.zeros_like(x) for k, x in p.items()}
+  for step in range(steps):
+    for key, x in p.items():
+      g = (step + 1) * np.cos(np.arange(x.size)).reshape(x.shape)
+      lr = rate(step) * (vector_rate if key == "bias" else 1.0)
+      if key == "kernel":
+        g = g + decay * x
+        ratio = trust * np.linalg.norm(x) / np.linalg.norm(g)
+        if clip:
+          ratio = min(ratio / rate(step), 1.0) if rate(step) > 0 else 1.0
+        g = g * ratio
+      v[key] = momentum * v[key] + (lr * g if inside else g)
+      p[key] = x - (v[key] if inside else lr * v[key])
+  return p
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("vector_rate", [1.0, 0.024])
+def test_lars_against_its_formula(inside, clip, vector_rate):
+  rate = schedules.warmup_cosine(12, 256, base=0.3, per=0, warmup_steps=3)
+  trust = 0.2 if clip else 0.001
+  tx = optim.lars(
+    rate, momentum=0.9, weight_decay=0.1, trust=trust, clip_trust=clip, rate_inside=inside,
+    vector_rate=vector_rate,
+  )  # fmt: skip
+  params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([1.0, -1.0])}
+  state, update = tx.init(params), jax.jit(tx.update)
+  for step in range(8):
+    pattern = lambda x: (step + 1) * jnp.cos(jnp.arange(x.size)).reshape(x.shape)  # noqa: B023, E731
+    updates, state = update(jax.tree.map(pattern, params), state, params)
+    params = optax.apply_updates(params, updates)
+  wanted = lars_by_hand(8, lambda s: float(rate(s)), trust, 0.9, 0.1, inside, clip, vector_rate)
+  for key, value in wanted.items():
+    np.testing.assert_allclose(params[key], value, rtol=2e-5)
+
+
+def test_lars_of_a_zero_gradient_moves_by_decay_alone_and_stays_finite():
+  tx = optim.lars(schedules.constant(1, 1, base=1.0, per=0), weight_decay=0.0)
+  params = {"kernel": jnp.zeros((2, 2)), "other": jnp.ones((2, 2))}
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("vectors", [True, False])
+def test_sgd_decays_what_it_says(vectors):
+  rate = schedules.constant(1, 1, base=0.5, per=0)
+  tx = optim.sgd(rate, momentum=0.0, weight_decay=0.1, decay_vectors=vectors)
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  np.testing.assert_allclose(updates["kernel"], -0.05)
+  np.testing.assert_allclose(updates["bias"], -0.05 if vectors else 0.0)

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from ssljax.step import Method, State, example_keys, init_state, train_step
+from ssljax import losses
+from ssljax.step import Method, State, coupled, example_keys, init_state, train_step
 
 B = 12
 
@@ -138,3 +139,67 @@ def test_extra_is_never_differentiated():
   after, _ = train_step(leaky, tx, 1, state._replace(extra=extra), batch())
   gradient = 2 * batch()["x"].mean(0)
   np.testing.assert_allclose(after.params["w"], state.params["w"] - 0.1 * gradient, rtol=1e-5)
+
+
+# Losses that couple the examples of a batch
+
+
+def pairs(batch_norm: bool = False) -> Method:
+  """NT-Xent between two noisy linear maps, with keys and means that `extra` remembers; the noise
+  and the second factor of `couple` show wrong keys and lost gradients."""
+
+  def init(rng, batch):
+    rngs = jax.random.split(rng)
+    params = {"w": jax.random.normal(rngs[0], (3, 4)), "scale": jnp.ones(4)}
+    return params, {"keys": jnp.zeros((B, 4)), "mean": jnp.zeros(4), "embedded": jnp.zeros(3)}
+
+  def embed(params, extra, batch, rng, step):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (2, 3)))(example_keys(rng, batch["index"]))
+    z = jnp.tanh((batch["x"][:, None] + 0.1 * noise) @ params["w"])
+    return z, {"mean": {"x": batch["x"].mean(0)}}
+
+  def couple(params, extra, z, batch, rng, step):
+    z = (z - z.mean(0)) * params["scale"]  # what a batch norm does: rows meet before the loss
+    value = losses.nt_xent(z[:, 0], z[:, 1], 0.5).mean()
+    stats = {"mean": {"z": z.mean((0, 1))}, "rows": {"keys": z[:, 1]}}
+    return value, (stats, {"size": jnp.abs(z).mean()})
+
+  def update(params, extra, stats, step):
+    mean = stats["mean"]
+    return {"keys": stats["rows"]["keys"], "mean": mean["z"], "embedded": mean["x"]}
+
+  loss = coupled(embed, couple)
+  return Method(init, loss, update, lambda *a: {}, needs=("x",), embed=embed, couple=couple)
+
+
+@functools.cache
+def paired(accum: int, steps: int = 2):
+  method, tx = pairs(), optax.sgd(0.5)
+  state = init_state(method, tx, batch(), 3)
+  step = jax.jit(functools.partial(train_step, method, tx, accum))
+  for number in range(steps):
+    state, metrics = step(state, batch(number))
+  return state, metrics
+
+
+@pytest.mark.parametrize("accum", [2, 3, 4, 12])
+def test_coupled_losses_accumulate_exactly(accum):
+  whole, metrics = paired(1)
+  parts, other = paired(accum)
+  for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+  for key, value in whole.extra.items():
+    np.testing.assert_allclose(value, parts.extra[key], rtol=1e-4, atol=1e-5, err_msg=key)
+  for key, value in metrics.items():
+    np.testing.assert_allclose(value, other[key], rtol=1e-4, err_msg=key)
+
+
+def test_plain_accumulation_of_a_coupled_loss_would_be_wrong():
+  """What the test above would not notice if the loss hardly depended on the size of the batch."""
+  method, tx = pairs(), optax.sgd(0.5)
+  state = init_state(method, tx, batch(), 3)
+  plain = method._replace(embed=None, couple=None)
+  one = jax.tree.map(jnp.asarray, batch())
+  whole, _ = train_step(method, tx, 1, state, one)
+  parts, _ = train_step(plain, tx, 4, state, one)
+  assert np.abs(whole.params["w"] - parts.params["w"]).max() > 1e-2

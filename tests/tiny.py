@@ -6,9 +6,17 @@ from typing import Any
 import numpy as np
 
 ENCODER = dict(name="ssljax.models.vit", width=32, depth=2, heads=2, patch=(4, 4))
+RESNET = dict(
+  name="ssljax.models.resnet", variant="18", stem="cifar_pool", width=8, blocks=(1, 1, 1)
+)
+TWO_VIEW = dict(
+  name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.nt_xent", temperature=0.5),
+  projector=(32, 16),
+)  # fmt: skip
+PAIR = dict(name="ssljax.data.views.two_views", size=(32, 32), blur=(0.5, 0.1), solarize=(0.0, 0.2))
 RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
 
-# One line a method: (arguments of the encoder, of the method, of the hidden places).
+# One line a method: (arguments of the encoder, of the method, of the hidden places or the views).
 METHODS: dict[str, tuple[dict, dict, dict]] = {
   "mae": (
     {},
@@ -30,20 +38,35 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     dict(name="ssljax.data.masking.block", count=38),
   ),
+  "simclr": (RESNET, TWO_VIEW | dict(norm_views="together", projector_last="scale"), PAIR),
+  "simclr_vit": (dict(drop_path=0.1), TWO_VIEW | dict(projector_norm="none"), PAIR),
+  "barlow_twins": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.barlow_twins"), loss_scale=0.1), PAIR
+  ),
+  "vicreg": (RESNET, TWO_VIEW | dict(loss=dict(name="ssljax.losses.vicreg")), PAIR),
+  "moco": (
+    RESNET,
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.info_nce_queue", temperature=0.2), projector_norm="none",
+      target="teacher", symmetric=False, momentum=0.9, queue=32,
+    ),
+    PAIR,
+  ),
 }  # fmt: skip
 
 
 def config(method: str = "mae", **changes: Any) -> dict:
   """A plain config of a tiny run on data in memory; `changes` replace top-level keys, and dicts
   among them are merged one level deep."""
-  encoder, spec, hidden = copy.deepcopy(METHODS[method])
+  encoder, spec, seen = copy.deepcopy(METHODS[method])
+  place = "views" if spec["name"].endswith("two_view") else "hidden"
   base = dict(
     seed=0,
     total_steps=6,
     batch_size=16,
-    encoder=ENCODER | encoder,
+    encoder=encoder if "name" in encoder else ENCODER | encoder,
     method=spec,
-    data=dict(source=images(64), eval_train="", eval_test="", hidden=hidden),
+    data=dict(source=images(64), eval_train="", eval_test="") | {place: seen},
     optimizer=dict(name="ssljax.optim.adamw", clip=1.0),
     schedule=dict(name="ssljax.schedules.warmup_cosine", base=1e-2, per=0, warmup_steps=2),
     checkpoint=dict(every=2, keep=2),

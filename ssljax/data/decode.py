@@ -3,45 +3,67 @@
 from ssljax.data import images
 from ssljax.data.sources import Source
 from ssljax.data.tensorflow import load
-from ssljax.data.views import View
+from ssljax.data.views import Views
 
 # TensorFlow's default is the fast transform, up to 9 grey levels off; this one is Pillow's, to the
 # bit.
 DCT = "INTEGER_ACCURATE"
 
 
-def decode(loaded, source: Source, channels: int, views: View, drawn):
-  """Graph from a record to the finished view; upright JPEGs are cropped while decoding."""
+def decode(loaded, source: Source, channels: int, views: Views, drawn) -> dict:
+  """Graph from a record to the finished leaves; of upright JPEGs only the part that the views use
+  is decoded, once for all of them."""
   tf = load()
+  each = list(zip(views.each(), drawn))
+
+  def applied(image):
+    return views.grouped([v.apply(image, d) if v.apply else image for v, d in each])
+
   if source.form == "array":
-    image = loaded["record"]
-    return views.apply(image, drawn) if views.apply else image
+    return applied(loaded["record"])
   record, shape = loaded["record"], loaded["shape"]
   if source.form == "npy":
     image = tf.io.decode_raw(record, tf.as_dtype(source.dtype))
     image = tf.reshape(image, [shape[1], shape[2], shape[4]])
     image = tf.broadcast_to(image, [shape[1], shape[2], channels])
-    image = tf.ensure_shape(image, [None, None, channels])
-    return views.apply(image, drawn) if views.apply else image
+    return applied(tf.ensure_shape(image, [None, None, channels]))
 
   def whole():
     return upright(decode_whole(record, shape[0], channels), shape[3])
 
-  if views.window is None or views.finish is None:
-    image = tf.ensure_shape(whole(), [None, None, channels])
-    return views.apply(image, drawn) if views.apply else image
+  if any(view.window is None for view, _ in each):
+    return applied(tf.ensure_shape(whole(), [None, None, channels]))
   turned = shape[3] >= 5
   height = tf.where(turned, shape[2], shape[1])
   width = tf.where(turned, shape[1], shape[2])
-  window = tf.stack(views.window(height, width, drawn))
+  windows = [tf.stack(view.window(height, width, d)) for view, d in each]
+  box = around(windows)
   part = tf.cond(
     (shape[0] == images.JPEG) & (shape[3] == 1),
-    lambda: tf.io.decode_and_crop_jpeg(record, window, channels=channels, dct_method=DCT),
-    lambda: tf.slice(
-      whole(), tf.concat([window[:2], [0]], 0), tf.concat([window[2:], [channels]], 0)
-    ),
+    lambda: tf.io.decode_and_crop_jpeg(record, box, channels=channels, dct_method=DCT),
+    lambda: cut(whole(), box),
   )
-  return views.finish(tf.ensure_shape(part, [None, None, channels]), drawn)
+  part = tf.ensure_shape(part, [None, None, channels])
+  if len(each) == 1:
+    return views.grouped([view.finish(part, d) for view, d in each])
+  corner = tf.concat([box[:2], [0, 0]], 0)
+  return views.grouped([v.finish(cut(part, w - corner), d) for (v, d), w in zip(each, windows)])
+
+
+def around(windows):
+  """The smallest window that holds all the windows (y, x, height, width)."""
+  tf = load()
+  if len(windows) == 1:
+    return windows[0]
+  corner = tf.reduce_min([w[:2] for w in windows], 0)
+  return tf.concat([corner, tf.reduce_max([w[:2] + w[2:] for w in windows], 0) - corner], 0)
+
+
+def cut(image, window):
+  """The window (y, x, height, width) of [h w c]."""
+  tf = load()
+  part = tf.slice(image, tf.concat([window[:2], [0]], 0), tf.concat([window[2:], [-1]], 0))
+  return tf.ensure_shape(part, [None, None, image.shape[-1]])
 
 
 def decode_whole(record, kind, channels: int):

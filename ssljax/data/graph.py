@@ -12,7 +12,7 @@ from ssljax.data.decode import decode
 from ssljax.data.order import Plan
 from ssljax.data.sources import Source
 from ssljax.data.tensorflow import load
-from ssljax.data.views import View
+from ssljax.data.views import Views
 
 # Global steps are int64; a run that ends before 2**62 never sees the end of the range.
 FOREVER = 2**62
@@ -27,7 +27,7 @@ class Loader:
     plan: Callable[[int], Plan],
     *,
     seed: int,
-    views: View,
+    views: Views,
     channels: int,
     workers: int,
     max_pixels: int,
@@ -81,18 +81,18 @@ class Loader:
       raise
 
   def element(self, loaded):
-    """Graph of one example: record, shape, key -> image."""
+    """Graph of one example: record, shape, key -> the leaves of its views."""
     return decode(loaded, self.source, self.channels, self.views, loaded["drawn"])
 
   def drawn(self, batch):
     """Graph of a batch: its records with the parameters of each view. Example by example the few
     dozen tiny operations took a third of the time of a small JPEG."""
-    if self.views.draw is None:
-      return batch | {"drawn": {}}
+    if not any(view.draw for view in self.views.each()):
+      return batch | {"drawn": self.views.draw(None)}
     return batch | {"drawn": load().vectorized_map(self.views.draw, batch["key"], warn=False)}
 
   def dataset(self, first: int, last: int | None):
-    """tf.data of (step, row [k], image [k h w c]): rows that are missing were damaged."""
+    """tf.data of (step, row [k], {leaf: [k …]}): rows that are missing were damaged."""
     tf = load()
     loaded = self.read(Plan(*(value[:1] for value in self.plan(first))))[0]
     types = {k: tf.string if v.dtype == object else tf.as_dtype(v.dtype) for k, v in loaded.items()}
@@ -110,7 +110,7 @@ class Loader:
       if self.source.encoded:
         parts = parts.ignore_errors()
       whole = parts.batch(tf.shape(batch["key"], tf.int64)[0])
-      whole = whole.map(lambda row, image: (step, row, image))
+      whole = whole.map(lambda row, made: (step, row, made))
       return whole.concatenate(self.nothing(whole.element_spec, step))
 
     steps = tf.data.Dataset.range(first, FOREVER if last is None else last)
@@ -127,26 +127,29 @@ class Loader:
   def nothing(self, spec, step):
     """An element without rows that ends each step: steps that are all damaged are not skipped."""
     tf = load()
-    empty = tf.zeros([0, *(side or 1 for side in spec[2].shape[1:])], spec[2].dtype)
+    empty = {
+      leaf: tf.zeros([0, *(side or 1 for side in x.shape[1:])], x.dtype)
+      for leaf, x in spec[2].items()
+    }
     return tf.data.Dataset.from_tensors((step, tf.zeros([0], tf.int64), empty))
 
   def run(
     self, first: int, last: int | None
-  ) -> Iterator[tuple[Plan, np.ndarray, np.ndarray, np.ndarray | None]]:
-    """Per step: plan (indices as delivered), images [b h w c], valid [b], labels of records."""
+  ) -> Iterator[tuple[Plan, dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
+    """Per step: plan (indices as delivered), leaves [b …], valid [b], labels of records."""
     tf = load()
     with tf.device("/CPU:0"):
       stream = iter(self.dataset(first, last))
     for step in itertools.count(first) if last is None else range(first, last):
-      at, row, image = self.next(stream)
+      at, row, made = self.next(stream)
       while int(at) < step:  # the empty end of the step before
-        at, row, image = self.next(stream)
-      row, image = row.numpy(), image.numpy()
+        at, row, made = self.next(stream)
+      row, made = row.numpy(), {leaf: x.numpy() for leaf, x in made.items()}
       plan, labels = self.pending.pop(step)
       if len(row) == len(plan.index):
-        yield plan, image, np.ones(len(row), bool), labels
+        yield plan, made, np.ones(len(row), bool), labels
       else:
-        yield self.filled(plan, row, image, labels)
+        yield self.filled(plan, row, made, labels)
 
   def next(self, stream):
     """The next element. Errors of the reading function are raised as they were."""
@@ -162,12 +165,12 @@ class Loader:
         ) from None
       raise
 
-  def filled(self, plan: Plan, row, image, labels):
+  def filled(self, plan: Plan, row, made, labels):
     """A batch whose missing rows are replaced (training) or marked (offset -1)."""
     index, labels = plan.index.copy(), None if labels is None else labels.copy()
     valid = np.zeros(len(index), bool)
     valid[row] = True
-    found = dict(zip(row.tolist(), image))
+    found = {place: {k: x[i] for k, x in made.items()} for i, place in enumerate(row.tolist())}
     for place in np.flatnonzero(~valid).tolist():
       self.report(int(index[place]), plan, place)
       if plan.offset[place] >= 0:
@@ -176,24 +179,26 @@ class Loader:
         if labels is not None:
           labels[place] = label
     if not found:
-      found[0] = np.zeros(self.blank(), self.source.dtype)
+      found[0] = self.blank()
     example = next(iter(found.values()))
-    out = np.zeros((len(index), *example.shape), example.dtype)
-    for place, one in found.items():
-      if one.shape != example.shape:
-        raise ValueError(
-          f"images of {self.source.name} differ in size: set a view that resizes them"
-        )
-      out[place] = one
+    out = {leaf: np.zeros((len(index), *x.shape), x.dtype) for leaf, x in example.items()}
+    for place, leaves in found.items():
+      for leaf, one in leaves.items():
+        if one.shape != example[leaf].shape:
+          raise ValueError(
+            f"images of {self.source.name} differ in size: set a view that resizes them"
+          )
+        out[leaf][place] = one
     return plan._replace(index=index), out, valid, labels
 
-  def blank(self) -> tuple[int, ...]:
-    """Shape of an image when a whole batch is damaged."""
-    if self.views.size is None:
+  def blank(self) -> dict[str, np.ndarray]:
+    """Leaves of an example when a whole batch is damaged."""
+    shapes = self.views.shapes((None, None, self.channels))
+    if any(None in shape for shape in shapes.values()):
       raise ValueError(
         f"no image of a whole batch of {self.source.name} can be read, and no view says their size"
       )
-    return (*self.views.size, self.channels)
+    return {leaf: np.zeros(shape, self.source.dtype) for leaf, shape in shapes.items()}
 
   def report(self, index: int, plan: Plan, place: int):
     """Name a damaged image and the reason once: in the log and in `damaged`."""
@@ -209,7 +214,7 @@ class Loader:
     logging.warning("%s %s: %s", name, why, "replaced" if plan.offset[place] >= 0 else "left out")
 
   def substitute(self, plan: Plan, place: int):
-    """Image, index and label of the first readable candidate for this place.
+    """Leaves, index and label of the first readable candidate for this place.
 
     Nothing is remembered from earlier places: a JPEG damaged at the bottom may well give an upper
     crop, and a resumed run, which does not remember, must choose the same.
@@ -218,8 +223,8 @@ class Loader:
     tried = order.substitutes(self.source.size, self.seed, epoch, offset)
     for index in tried.tolist():
       try:
-        image, label = self.one(index, epoch)
-        return image, index, label
+        made, label = self.one(index, epoch)
+        return made, index, label
       except ValueError:
         self.report(index, plan, place)
     name = self.source.example_name(index)
@@ -228,8 +233,9 @@ class Loader:
       f"the last, {name}, {self.damaged[name]}"
     )
 
-  def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.int32 | None]:
-    """One image and the label of its record, through the same graph. Raises the reason."""
+  def one(self, index: int, epoch: int) -> tuple[dict[str, np.ndarray], np.int32 | None]:
+    """The leaves of one example and the label of its record, through the same graph. Raises the
+    reason."""
     tf = load()
     plan = Plan(np.array([epoch]), np.array([-1]), np.array([index]))
     loaded, labels = self.read(plan)
@@ -245,10 +251,11 @@ class Loader:
       )
     try:
       with tf.device("/CPU:0"):
-        image = self.single({k: tf.constant(v) for k, v in loaded.items()})
+        made = self.single({k: tf.constant(v) for k, v in loaded.items()})
     except tf.errors.InvalidArgumentError as error:
       raise ValueError(f"cannot be decoded ({reason(error)})") from None
-    return image.numpy(), None if labels is None else labels[0]
+    made = {leaf: x.numpy() for leaf, x in made.items()}
+    return made, None if labels is None else labels[0]
 
 
 def cores() -> int:

@@ -17,7 +17,7 @@ from ssljax.data.masking import Hidden
 from ssljax.data.moments import moments
 from ssljax.data.order import Plan
 from ssljax.data.sources import Source
-from ssljax.data.views import View
+from ssljax.data.views import View, Views, recipe_of
 
 __all__ = ["MAX_PIXELS", "Batches", "batches", "examples", "moments"]
 
@@ -96,7 +96,7 @@ def batches(
   seed: int = 0,
   start_step: int = 0,
   rows: Sequence[int] | None = None,
-  views: View | None = None,
+  views: View | Views | None = None,
   hidden: Hidden | None = None,
   grid: Sequence[int] | None = None,
   channels: int = 3,
@@ -108,9 +108,10 @@ def batches(
   """Training batches from global step `start_step` on: endless, or `steps` of them.
 
   batch_size is global; `rows` are the rows of it that this host supplies (None: all). Leaves:
-  image [b h w c] in the source's dtype, index int32 [b], label int32 [b] if the source has labels,
-  hidden bool [b n]. Unreadable images are replaced in place by a candidate that depends on the
-  place alone, and listed. workers: threads that decode (0: one per core).
+  image [b h w c] in the source's dtype, or those of the recipe (such as views [b v h w c]), index
+  int32 [b], label int32 [b] if the source has labels, hidden bool [b n]. Unreadable images are
+  replaced in place by a candidate that depends on the place alone, and listed. workers: threads
+  that decode (0: one per core).
   """
   _check(source, batch_size, views, hidden, grid)
   if batch_size > source.size:
@@ -134,8 +135,8 @@ def _stream(
 ):
   """(plan, image, valid, labels) per step, and the dict of damaged images that it fills."""
   damaged = dict(known or {})
-  plain = views is None or views.apply is None
-  if plain and not source.encoded:
+  recipe = recipe_of(views)
+  if recipe == recipe_of(None) and not source.encoded:
     return _arrays(source, plan, first, last), damaged
   from ssljax.data.graph import Loader
 
@@ -143,7 +144,7 @@ def _stream(
     source,
     plan,
     seed=seed,
-    views=View() if plain else views,
+    views=recipe,
     channels=channels,
     workers=workers,
     max_pixels=max_pixels,
@@ -157,7 +158,7 @@ def _arrays(source, plan, first, last):
   step = first
   while last is None or step < last:
     here = plan(step)
-    yield here, source.fetch(here.index), np.ones(len(here.index), bool), None
+    yield here, {"image": source.fetch(here.index)}, np.ones(len(here.index), bool), None
     step += 1
 
 
@@ -166,8 +167,9 @@ def _ahead(source, stream, seed, hidden, valid_rows=None) -> Batches:
   stream, damaged = stream
 
   def produce():
-    for step, (plan, image, valid, labels) in enumerate(stream):
-      batch = {"image": np.ascontiguousarray(image), "index": plan.index.astype(np.int32)}
+    for step, (plan, made, valid, labels) in enumerate(stream):
+      batch = {leaf: np.ascontiguousarray(x) for leaf, x in made.items()}
+      batch["index"] = plan.index.astype(np.int32)
       if source.labels is not None:
         labels = source.labels[plan.index]
       if labels is not None:
@@ -184,10 +186,12 @@ def _ahead(source, stream, seed, hidden, valid_rows=None) -> Batches:
 def _check(source, batch_size, views, hidden, grid):
   if batch_size < 1:
     raise ValueError(f"batch_size is {batch_size}: at least 1 is needed")
-  if views is not None and views.colour and source.channels != 3:
-    raise ValueError(
-      f"colour jitter needs RGB images, but channels is {source.channels}: set jitter to zeros"
-    )
+  for view in recipe_of(views).each():
+    if view.colour and source.channels != 3:
+      operation, argument = view.colour
+      raise ValueError(
+        f"{operation} needs RGB images, but channels is {source.channels}: set {argument} to zero"
+      )
   if hidden is not None and grid is not None and tuple(grid) != hidden.grid:
     raise ValueError(
       f"hidden places were built for the grid {hidden.grid}, the encoder's is {tuple(grid)}"
@@ -198,7 +202,7 @@ def examples(
   source: Source,
   *,
   batch_size: int,
-  views: View | None = None,
+  views: View | Views | None = None,
   hidden: Hidden | None = None,
   seed: int = 0,
   grid: Sequence[int] | None = None,

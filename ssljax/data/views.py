@@ -6,9 +6,11 @@ function of (seed, epoch, index). TensorFlow is imported on first use.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from ssljax.data import colour as colour_lib
+from ssljax.data.colour import Colour
 from ssljax.data.tensorflow import load
 
 TRIES = 10
@@ -19,15 +21,61 @@ class View(NamedTuple):
 
   `draw(key [2]) -> parameters`. `window(h, w, parameters) -> y, x, height, width` is the part of
   the image that is used, so that JPEGs are cropped while decoding; `finish(part, parameters)` does
-  the rest; `apply(image, parameters)` is both. `colour`: needs RGB.
+  the rest; `apply(image, parameters)` is both. `colour`: what needs RGB, and how it is switched
+  off.
   """
 
   draw: Callable | None = None
   apply: Callable | None = None
   size: tuple[int, int] | None = None
-  colour: bool = False
+  colour: tuple[str, str] | None = None
   window: Callable | None = None
   finish: Callable | None = None
+
+
+class Views(NamedTuple):
+  """Several views of each example: what each leaf of the batch is made of.
+
+  A tuple of views is stacked, [v size c], a single one is not: {"image": a}, {"views": (a, b)},
+  {"global": (a, b), "local": (c,) * 8}.
+  """
+
+  leaves: Mapping[str, Any]
+
+  def each(self) -> list[Any]:
+    """All views, leaf by leaf."""
+    groups = [[v] if isinstance(v, View) else v for v in self.leaves.values()]
+    return [view for group in groups for view in group]
+
+  def shapes(self, image: Sequence) -> dict[str, tuple]:
+    """Shape of each leaf of one example; image: (h, w, c) of the source, where a view keeps it."""
+
+    def shape(view):
+      return (*(view.size or image[:-1]), image[-1])
+
+    return {
+      leaf: shape(views) if isinstance(views, View) else (len(views), *shape(views[0]))
+      for leaf, views in self.leaves.items()
+    }
+
+  def draw(self, key) -> tuple:
+    """Parameters of each view. The first has the example's own key, the others keys beside it."""
+    return tuple(
+      view.draw(key + [n << 32, 0]) if view.draw else {} for n, view in enumerate(self.each())
+    )
+
+  def grouped(self, made: Sequence) -> dict:
+    """Finished views, in the order of `each`, as leaves."""
+    rest = iter(made)
+    return {
+      leaf: next(rest) if isinstance(views, View) else load().stack([next(rest) for _ in views])
+      for leaf, views in self.leaves.items()
+    }
+
+
+def recipe_of(views: View | Views | None) -> Views:
+  """The recipe of a batch: a single view, or none, makes the leaf `image`."""
+  return views if isinstance(views, Views) else Views({"image": views or View()})
 
 
 def keep() -> View:
@@ -51,18 +99,60 @@ def crop_flip(
   bilinear, both antialiased; jitter: brightness, contrast, saturation, hue as in torchvision, in
   random order, after the crop.
   """
+  colour = Colour(jitter)
+  return _crop(size, scale, ratio, method, 0.5 if flip else 0.0, colour)
+
+
+def two_views(
+  *,
+  size: Sequence[int] = (224, 224),
+  scale: Sequence[float] = (0.08, 1.0),
+  ratio: Sequence[float] = (3 / 4, 4 / 3),
+  method: str = "bicubic",
+  flip: float = 0.5,
+  jitter: Sequence[float] = (0.8, 0.8, 0.8, 0.2),
+  jitter_probability: Sequence[float] = (0.8, 0.8),
+  gray: Sequence[float] = (0.2, 0.2),
+  blur: Sequence[float] = (0.5, 0.5),
+  blur_sigma: Sequence[float] = (0.1, 2.0),
+  blur_kernel: int = 0,
+  solarize: Sequence[float] = (0.0, 0.0),
+  solarize_threshold: float = 0.5,
+) -> Views:
+  """Two views of each image, the leaf `views` [b 2 size c]: inception crop, jitter, grey, blur,
+  solarise, flip, in this order. The defaults are SimCLR's (Chen et al. 2020, arXiv 2002.05709).
+
+  jitter_probability, gray, blur, solarize: one probability for each view, so that BYOL's pair is
+  blur=(1, .1), solarize=(0, .2). The flip commutes with all but the crop. blur_sigma: range, in
+  pixels; blur_kernel: pixels, odd, 0: a tenth of the height (224: 23, 32: 3), as in SimCLR and
+  BYOL; solarize_threshold on the 0…1 scale.
+  """
+  each = dict(jitter_probability=jitter_probability, gray=gray, blur=blur, solarize=solarize)
+  for name, values in each.items():
+    if len(values) != 2 or not all(0 <= p <= 1 for p in values):
+      raise ValueError(f"{name} {tuple(values)}: one probability for each of the 2 views is needed")
+  kernel = colour_lib.kernel_size(_size(size), blur_kernel)
+  shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
+  pair: list[dict[str, Any]] = [dict(zip(each, values)) for values in zip(*each.values())]
+  crops = [_crop(size, scale, ratio, method, flip, Colour(jitter, **one, **shared)) for one in pair]
+  return Views({"views": tuple(crops)})
+
+
+def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
+  """Inception crop, colours, flip with a probability; draws what it needs from one key."""
   size = _size(size)
   _range("scale", scale)
   _range("ratio", ratio)
   _method(method)
-  if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
-    raise ValueError(f"jitter {jitter}: four numbers >= 0 are needed, the last (hue) at most 0.5")
+  colour_lib.check(colour, size)
+  changes = colour_lib.changes(colour)
 
   def draw(key):
     tf = load()
-    u = tf.random.stateless_uniform([4 * TRIES + 9], key, alg="philox")
+    u = tf.random.stateless_uniform([4 * TRIES + 1 + colour_lib.DRAWS], key, alg="philox")
     crop = tf.cast(tf.reshape(u[: 4 * TRIES], [4, TRIES]), tf.float64)
-    return {"crop": crop, "flip": u[4 * TRIES], "colour": u[4 * TRIES + 1 :]}
+    drawn = {"crop": crop, "flip": u[4 * TRIES] < flip}
+    return drawn | (colour_lib.draw(u[4 * TRIES + 1 :], colour) if changes else {})
 
   def window(height, width, drawn):
     return inception_window(height, width, drawn["crop"], scale, ratio)
@@ -70,16 +160,16 @@ def crop_flip(
   def finish(part, drawn):
     tf = load()
     image = resize(part, size, method)
-    if any(jitter):
-      image = colour_jitter(image, drawn["colour"], jitter, part.dtype)
+    if changes:
+      image = colour_lib.alter(image, drawn, colour, part.dtype)
     image = to_dtype(image, part.dtype)
     if flip:
       # reverse on the small integers: [:, ::-1] on floats took as long as decoding and resizing
       # together.
-      image = tf.cond(drawn["flip"] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+      image = tf.cond(drawn["flip"], lambda: tf.reverse(image, [1]), lambda: image)
     return image
 
-  return View(draw, _applied(window, finish), size, any(jitter), window, finish)
+  return View(draw, _applied(window, finish), size, colour_lib.needs_rgb(colour), window, finish)
 
 
 def resize_crop(*, size: Sequence[int], resize: int = 0, method: str = "bicubic") -> View:
@@ -104,7 +194,7 @@ def resize_crop(*, size: Sequence[int], resize: int = 0, method: str = "bicubic"
     image = tf.slice(image, tf.concat([corner, [0]], 0), [*size, -1])
     return tf.ensure_shape(image, [*size, None])
 
-  return View(lambda key: {}, finish, size, False, None, finish)
+  return View(lambda key: {}, finish, size, None, None, finish)
 
 
 def inception_window(height, width, u, scale, ratio):
@@ -182,34 +272,6 @@ def to_dtype(image, dtype):
     image = image + 0.5 if dtype.min == 0 else tf.floor(image + 0.5)
     image = tf.clip_by_value(image, float(dtype.min), float(dtype.max))
   return tf.cast(image, dtype)
-
-
-def colour_jitter(image, u, jitter, dtype):
-  """Brightness, contrast, saturation and hue in random order (torchvision's definitions), u [8]
-  uniforms."""
-  tf = load()
-  top = float(dtype.max) if dtype.is_integer else 1.0
-  low = [max(0.0, 1 - j) for j in jitter[:3]]
-  factor = [lo + (1 + j - lo) * u[i] for i, (lo, j) in enumerate(zip(low, jitter[:3]))]
-  turn = jitter[3] * (2 * u[3] - 1)
-  image = tf.clip_by_value(image / top, 0.0, 1.0)
-
-  def grey(x):
-    return tf.tensordot(x, tf.constant([0.299, 0.587, 0.114]), 1)[..., None]
-
-  def blend(x, other, weight):
-    return tf.clip_by_value(weight * x + (1 - weight) * other, 0.0, 1.0)
-
-  steps = [
-    lambda x: blend(x, 0.0, factor[0]),
-    lambda x: blend(x, tf.reduce_mean(grey(x)), factor[1]),
-    lambda x: blend(x, grey(x), factor[2]),
-    lambda x: tf.image.adjust_hue(x, turn) if jitter[3] else x,
-  ]
-  order = tf.argsort(u[4:])
-  for place in range(4):
-    image = tf.switch_case(order[place], [lambda f=f, x=image: f(x) for f in steps])
-  return image * top
 
 
 def _applied(window, finish):

@@ -26,7 +26,7 @@ def graft(
   Raises:
     FileNotFoundError, ValueError: no weights there, or they do not fit; one line that says why.
   """
-  shape = job.batch["image"].shape[1:]
+  shape = job.image.shape
   try:
     if (pathlib.Path(path) / "checkpoints").is_dir():
       new, lines = _from_run(pathlib.Path(path), job.encoder, shape, params)

@@ -101,7 +101,7 @@ def depict_target(p: jax.Array, kind: str = "paper") -> jax.Array:
   """Balanced targets of DEPICT: assignments [n k] -> [n k], rows sum to 1.
 
   Formula: "paper": t_ij ∝ p_ij / √(Σ_i p_ij); "code": t_ij ∝ p_ij² / Σ_i p_ij, as in DEC.
-  Source: DEPICT, Dizaji et al. 2017, 1704.06327.
+  Source: DEPICT, Ghasedi Dizaji et al. 2017, 1704.06327.
   Tested: NumPy; golden values of both forms; "paper" is p where the clusters are of equal size.
   The paper and its released code differ. p is of the clean pass over the whole data set, the loss
   is the cross-entropy of the noisy pass (dropout 0.1) with it. No gradient.

@@ -161,7 +161,7 @@ def differentiable_sort(
 
   Formula: n layers; neighbours (a, b) become (c·a + (1-c)·b, (1-c)·a + c·b),
     c = 1/2 + arctan(steepness·(b - a))/π.
-  Source: Petersen et al. 2022, 2203.09630 (Cauchy swaps), 2105.04019.
+  Source: Petersen et al. 2022, 2203.09630 (Cauchy swaps); Petersen et al. 2021, 2105.04019.
   Tested: NumPy; values of diffsort.
   The second output is the soft permutation: row = input, column = rank, rows and columns sum to 1;
   values @ permutation is the first. Depth and cost grow with n and n²: for short lists.

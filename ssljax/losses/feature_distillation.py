@@ -154,7 +154,8 @@ def relation_kl(
   """Relations between an image's tokens, as distributions: [b n d], [b n e] -> [b].
 
   Formula: mean_i KL(softmax_j(t_i·t_j/(√e·T)) ‖ softmax_j(s_i·s_j/(√d·T))).
-  Source: MiniLM, Wang et al. 2020, 2002.10957; for images Hybrid Distillation, 2306.15876.
+  Source: MiniLM, Wang et al. 2020, 2002.10957; for images Hybrid Distillation, Shi et al. 2023,
+    2306.15876.
   Tested: NumPy; torch kl_div; invariance to rotation.
 
   Widths may differ. For relations of queries or keys by heads give [b·heads n d]. `weights` [b n],
@@ -188,7 +189,8 @@ def similarity_kl(
 
   Formula: KL(softmax_j(cos(t, t_j)/T_t) ‖ softmax_j(cos(s, s_j)/T_s)), j over the banks or, without
   them, over the other examples of the batch.
-  Source: CompRess, Koohpayegani et al. 2020, 2010.14713; SEED, Fang et al. 2021, 2101.04731.
+  Source: CompRess, Abbasi Koohpayegani et al. 2020, 2010.14713; SEED, Fang et al. 2021,
+    2101.04731.
   Tested: NumPy; invariance to rotation.
 
   Rows of the two banks are the same examples, seen by student and teacher (CompRess-2q); with one

@@ -30,6 +30,12 @@ def normalised(method: Method, mean: Sequence[float], std: Sequence[float]) -> M
   def reconstruct(params, extra, batch, rng, step):
     return method.reconstruct(params, extra, on(batch), rng, step) * spread + centre
 
+  embed, couple = method.embed, method.couple
+  if embed is not None and couple is not None:
+    method = method._replace(
+      embed=lambda params, extra, batch, *rest: embed(params, extra, on(batch), *rest),
+      couple=lambda params, extra, z, batch, *rest: couple(params, extra, z, on(batch), *rest),
+    )
   return method._replace(
     init=lambda rng, batch: method.init(rng, shaped(batch)),
     loss=lambda params, extra, batch, rng, step: method.loss(params, extra, on(batch), rng, step),

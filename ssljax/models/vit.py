@@ -79,13 +79,13 @@ class ViT(nn.Module):
       the residual stream after block i, before the final norm, prefix included.
     """
     grid = self.grid(x.shape[1:-1])
-    x = self._stem(tokens_lib.patchify(x, self.patch))
+    x = layers_lib.batch_sharded(tokens_lib.patchify(x, self.patch))
+    if keep is not None:  # before the stem: what is not seen needs no stem either
+      x = tokens_lib.take(x, keep)
+    x = self._stem(x)
     if hidden is not None and mask_token is not None:
       x = tokens_lib.replace(x, hidden, mask_token)
-    x = self._add_positions(x, grid)
-    if keep is not None:
-      x = tokens_lib.take(layers_lib.batch_sharded(x), keep)
-    x = layers_lib.batch_sharded(self._add_prefix(x))
+    x = layers_lib.batch_sharded(self._add_prefix(self._add_positions(x, grid, keep)))
     bias = self._relative_bias(grid, keep)
     drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0])
     wanted = tuple(range(self.depth)[i] for i in layers)
@@ -106,7 +106,7 @@ class ViT(nn.Module):
       name="stem",
     )(patches.astype(self.dtype))
 
-  def _add_positions(self, x: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+  def _add_positions(self, x: jax.Array, grid: tuple[int, ...], keep: Any) -> jax.Array:
     if self.positions == "sincos":
       table = jnp.asarray(positions_lib.sincos(grid, self.width))
     elif self.positions == "learned":
@@ -114,7 +114,7 @@ class ViT(nn.Module):
       table = self.param("positions", nn.initializers.normal(0.02), shape)
     else:
       return x
-    return x + table.astype(x.dtype)
+    return x + (table if keep is None else tokens_lib.take(table, keep)).astype(x.dtype)
 
   def _add_prefix(self, x: jax.Array) -> jax.Array:
     normal = layers_lib.TOKENS[self.init_kernels]

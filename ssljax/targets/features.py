@@ -28,8 +28,8 @@ def layer_normalise(x: jax.Array, eps: float = 1e-5, ddof: int = 0) -> jax.Array
   Source: the targets of data2vec, Baevski et al. 2022, 2202.03555, and of I-JEPA, 2301.08243.
   Tested: NumPy; torch layer_norm.
 
-  eps is the 1e-5 of functional layer norm, not the encoder's 1e-6. dBOT (2209.03917) standardises
-  with the variance over d-1 (ddof=1) and eps 1e-6.
+  eps is the 1e-5 of functional layer norm, not the encoder's 1e-6. dBOT (Liu et al. 2022,
+  2209.03917) standardises with the variance over d-1 (ddof=1) and eps 1e-6.
 
   >>> targets.layer_normalise(jnp.array([[1.0, 3.0]])).round(2).tolist()
   [[-1.0, 1.0]]
@@ -44,7 +44,8 @@ def instance_normalise(x: jax.Array, eps: float = 1e-5) -> jax.Array:
   """Each channel over an example's tokens: [b n d] -> float32 [b n d].
 
   Formula: (x - mean)/√(variance + eps), over n.
-  Source: data2vec for audio, Baevski et al. 2022, 2202.03555; data2vec 2.0, 2212.07525.
+  Source: data2vec for audio, Baevski et al. 2022, 2202.03555; data2vec 2.0, Baevski et al. 2022,
+    2212.07525.
   Tested: NumPy; torch instance_norm.
 
   >>> targets.instance_normalise(jnp.array([[[1.0], [3.0]]])).round(2).tolist()

@@ -28,7 +28,7 @@ def amplitudes(x: jax.Array) -> jax.Array:
   """Amplitude of each frequency: [… h w c] -> [… h w c].
 
   Formula: |F_uv| of the orthonormal 2-D Fourier transform.
-  Source: masked autoencoders of microscopy, Kraus et al. 2024, 2404.10242.
+  Source: masked autoencoders for microscopy, Kraus et al. 2024, 2404.10242.
   Tested: NumPy; torch fft2.
 
   A shift around the image leaves it as it is. The original adds 0.01 times the L1 distance of the

@@ -70,3 +70,48 @@ def test_resize_of_position_tables(new, antialias):
   )
   theirs = theirs.permute(0, 2, 3, 1).reshape(-1, 6)
   close(positions.resize_table(table, old, new, antialias), theirs, 3e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd(nesterov):
+  rng = np.random.default_rng(0)
+  start = {k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}
+  schedule = schedules.warmup_cosine(12, 256, base=1e-1, warmup_steps=4)
+  tx = optim.sgd(schedule, momentum=0.9, weight_decay=1e-2, nesterov=nesterov)
+  theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+  optimizer = torch.optim.SGD(
+    theirs.values(), lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=nesterov
+  )
+  against(theirs, optimizer, tx, schedule, start, rng)
+
+
+def test_lars():
+  """The rate outside the velocity, one-dimensional parameters neither decayed nor adapted."""
+  lars = pytest.importorskip("lightly.utils.lars")
+  rng = np.random.default_rng(0)
+  start = {k: rng.normal(size=SHAPES[k]).astype(np.float32) for k in ("kernel", "table")}
+  schedule = schedules.warmup_cosine(12, 256, base=1e-1, warmup_steps=4)
+  tx = optim.lars(schedule, momentum=0.9, weight_decay=1e-9)
+  theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+  optimizer = lars.LARS(
+    theirs.values(), lr=0.1, momentum=0.9, weight_decay=1e-9, trust_coefficient=1e-3
+  )
+  # lightly divides by ‖g‖ + decay·‖p‖ and we by ‖g + decay·p‖, as the originals do: the same only
+  # without decay, which lightly takes for "do not adapt"; hence a tiny one.
+  against(theirs, optimizer, tx, schedule, start, rng)
+
+
+def against(theirs, optimizer, tx, schedule, start, rng):
+  """Ten steps of both on the same gradients."""
+  ours, opt, update = start, tx.init(start), jax.jit(tx.update)
+  for step in range(10):
+    grads = {k: rng.normal(size=v.shape).astype(np.float32) for k, v in start.items()}
+    updates, opt = update(grads, opt, ours)
+    ours = optax.apply_updates(ours, updates)
+    for name, parameter in theirs.items():
+      parameter.grad = torch.tensor(grads[name])
+    for group in optimizer.param_groups:
+      group["lr"] = float(schedule(step))
+    optimizer.step()
+    for name in start:
+      close(ours[name], theirs[name], 2e-6)

@@ -1,0 +1,243 @@
+"""Two views of each example, and one loss between their projections.
+
+SimCLR (Chen et al. 2020, 2002.05709): loss `nt_xent`, target "online", `norm_views` "together".
+Barlow Twins (Zbontar et al. 2021, 2103.03230): loss `barlow_twins`, target "online".
+VICReg (Bardes, Ponce and LeCun 2022, 2105.04906): loss `vicreg`, target "online".
+MoCo v2 (Chen et al. 2020, 2003.04297): loss `info_nce_queue`, target "teacher", one direction. Its
+keys are not shuffled between devices: batch norm is over the global batch, which leaks nothing.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssljax import losses, schedules
+from ssljax.models.heads import Projector
+from ssljax.step import Method, coupled, example_keys
+
+CHOICES = {
+  "target": ("online", "stopped", "teacher"),
+  "norm_views": ("apart", "together"),
+  "batch_norm": ("global", "microbatch"),
+}
+
+
+def two_view(
+  encoder,
+  batch_size: int,
+  *,
+  loss: Callable,
+  loss_scale: float = 1.0,
+  projector: tuple[int, ...] = (2048, 128),
+  projector_norm: str = "batch",
+  projector_last: str = "none",
+  projector_bias: str = "auto",
+  predictor: tuple[int, ...] = (),
+  predictor_norm: str = "batch",
+  predictor_last: str = "none",
+  predictor_bias: str = "auto",
+  target: str = "online",
+  symmetric: bool = True,
+  momentum=0.996,
+  queue: int = 0,
+  norm_views: str = "apart",
+  batch_norm: str = "global",
+) -> Method:
+  """A method of two views, `batch["views"]` [b 2 h w c].
+
+  Args:
+    encoder: from `models/`.
+    loss: (z1, z2) -> [b] or a number, perhaps with a dict of its terms; with a queue (z1, z2,
+      queue). z are projections [b d], or predictions where there is a `predictor`. What needs unit
+      vectors normalises them itself.
+    loss_scale: factor on the mean loss.
+    projector, predictor: widths of the layers; () is none. _norm, _last, _bias: of `models.heads`'
+      Projector: between the layers, after the last one, and which layers have a bias.
+    target: what the loss compares the projections of one view with. "online": those of the other
+      view, gradients flow into both. "stopped": the same without gradients. "teacher": projections
+      by an average of encoder and projector, which moves by `momentum` (a number, or a schedule of
+      the step) after each step and has batch-norm statistics of its own.
+    symmetric: the mean of both directions; False: the first view is compared with the second. An
+      "online" target has one direction only.
+    queue: number of keys of earlier batches for the loss; this batch's enter after the step.
+    norm_views: batch norm sees each view "apart", as where a network is called once a view, or all
+      "together", as in SimCLR.
+    batch_norm: of the encoder under `accum`. "global": over the whole batch, which no accumulation
+      can give; "microbatch": over each microbatch.
+
+  Raises:
+    ValueError: an unknown name, or parts that do not go together.
+  """
+  _check(dict(target=target, norm_views=norm_views, batch_norm=batch_norm))
+  directions = ((0, 1), (1, 0)) if symmetric and target != "online" else ((0, 1),)
+  _check_parts(batch_size, target, predictor, queue, len(directions))
+  # The views that student and teacher must see.
+  student = (0, 1) if symmetric or target != "teacher" else (0,)
+  taught = (0, 1) if symmetric else (1,)
+  moved = schedules.moving(momentum)
+  heads = {
+    "projector": Projector(projector, projector_norm, projector_last, projector_bias),
+    "predictor": Projector(predictor, predictor_norm, predictor_last, predictor_bias),
+  }
+  run = functools.partial(_run, norm_views == "together")
+
+  def init(rng, batch):
+    x = jnp.zeros((2, *batch["views"].shape[2:]), jnp.float32)
+    rngs = jax.random.split(rng, 4)
+    made = {"encoder": encoder.init(rngs[0], x)}
+    z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
+    for key, (name, head) in zip(rngs[1:], heads.items()):
+      made[name] = head.init(key, z, train=False)
+      z = jnp.zeros(jax.eval_shape(head.apply, made[name], z).shape)
+    params = {name: variables.get("params", {}) for name, variables in made.items()}
+    extra = {"stats": {name: variables.get("batch_stats", {}) for name, variables in made.items()}}
+    if target == "teacher":
+      extra["teacher"] = {k: params[k] for k in ("encoder", "projector")}
+      extra["teacher_stats"] = {k: extra["stats"][k] for k in ("encoder", "projector")}
+    if queue:
+      width = projector[-1] if projector else z.shape[-1]
+      extra["queue"] = _unit(jax.random.normal(rngs[3], (queue, width)))
+      extra["position"] = jnp.zeros((), jnp.int32)
+    return params, jax.tree.map(jnp.copy, extra)
+
+  def embed(params, extra, batch, rng, step):
+    """Pooled features {"student": [b s d], "teacher": [b t d]} of the views that each sees."""
+    views = batch["views"]
+    keys = jax.vmap(lambda key: jax.random.split(key, 2))(example_keys(rng, batch["index"]))
+    z, mean = {}, {}
+
+    def see(place, params, stats, which):
+      x, k = views[:, which], keys[:, which]
+      out, mean[place] = run(encoder, params, stats, x, keys=k)
+      return out["pooled"]
+
+    own = params["encoder"], extra["stats"]["encoder"]
+    z["student"] = see("stats/encoder", *own, jnp.array(student))
+    if target == "teacher":
+      teacher = extra["teacher"]["encoder"], extra["teacher_stats"]["encoder"]
+      z["teacher"] = see("teacher_stats/encoder", *teacher, jnp.array(taught))
+    return z, {"mean": jax.lax.stop_gradient(mean)}
+
+  def couple(params, extra, z, batch, rng, step):
+    mean = {}
+
+    def head(name, x, place="stats", weights=params):
+      given = weights[name], extra[place][name]
+      out, mean[f"{place}/{name}"] = run(heads[name], *given, x, train=True)
+      return out
+
+    projected = head("projector", z["student"])
+    online = head("predictor", projected)
+    wanted = projected
+    if target == "teacher":
+      wanted = head("projector", z["teacher"], "teacher_stats", extra["teacher"])
+    if target != "online":
+      wanted = jax.lax.stop_gradient(wanted)
+    memory = (extra["queue"],) if queue else ()
+    found = []
+    for i, j in directions:
+      pair = online[:, student.index(i)], wanted[:, taught.index(j) if target == "teacher" else j]
+      found.append(_value(loss(*pair, *memory)))
+    value, metrics = jax.tree.map(lambda *x: sum(x) / len(x), *found)
+    rows = {"keys": wanted} if queue else {}
+    stats = {"mean": jax.lax.stop_gradient(mean), "rows": jax.lax.stop_gradient(rows)}
+    return loss_scale * value, (stats, metrics | {"std": _spread(online)})
+
+  def update(params, extra, stats, step):
+    new = dict(extra)
+    for place in {"stats", "teacher_stats"} & set(extra):
+      new[place] = {k: stats["mean"][f"{place}/{k}"] for k in extra[place]}
+    if target == "teacher":
+      online = {name: params[name] for name in extra["teacher"]}
+      new["teacher"] = optax.incremental_update(online, extra["teacher"], 1.0 - moved(step))
+    if queue:
+      keys = stats["rows"]["keys"]
+      keys = _unit(keys.reshape(-1, keys.shape[-1]))
+      new["queue"], new["position"] = losses.enqueue(extra["queue"], keys, extra["position"])
+    return new
+
+  def encode(params, extra, batch, layers=()):
+    variables = _variables(params["encoder"], extra["stats"]["encoder"])
+    out = encoder.apply(variables, batch["image"], layers=layers)
+    out.pop("tokens", None)
+    prefix = encoder.prefix
+    return out | {k: v[:, prefix:] for k, v in out.items() if k.startswith("layer_")}
+
+  whole = ""
+  if getattr(encoder, "batch_norm", False) and batch_norm == "global":
+    whole = (
+      "the encoder's batch norm sees the whole batch;"
+      ' method.batch_norm="microbatch" gives each microbatch its own statistics'
+    )
+  loss_fn, needs = coupled(embed, couple), ("views", "index")
+  parts = dict(needs=needs, embed=embed, couple=couple, whole=whole)
+  return Method(init, loss_fn, update, encode, **parts)
+
+
+def _run(together: bool, module, params, stats, x, **given):
+  """A module in training mode on views [b v …] -> its output, leaves [b v …], and new statistics.
+
+  Per-view arguments among `given` are [b v …], too. Where views are apart, the running statistics
+  take one step a view, as a network that is called once a view.
+  """
+  b, v = x.shape[:2]
+  arrays = {k: a for k, a in given.items() if isinstance(a, jax.Array)}
+  fixed = {k: a for k, a in given.items() if k not in arrays}
+
+  def apply(stats, x, arrays):
+    variables = _variables(params, stats)
+    out, new = module.apply(variables, x, **arrays, **fixed, mutable=["batch_stats"])
+    return out, new.get("batch_stats", stats)
+
+  if together or not stats:  # (b v): nothing moves between devices; without statistics the same
+    flat = jax.tree.map(lambda a: a.reshape(b * v, *a.shape[2:]), (x, arrays))
+    out, stats = apply(stats, *flat)
+    return jax.tree.map(lambda a: a.reshape(b, v, *a.shape[1:]), out), stats
+  outs = []
+  for i in range(v):
+    out, stats = apply(stats, *jax.tree.map(lambda a: a[:, i], (x, arrays)))  # noqa: B023
+    outs.append(out)
+  return jax.tree.map(lambda *a: jnp.stack(a, axis=1), *outs), stats
+
+
+def _value(found) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Mean of a loss, and its terms where it tells them."""
+  value, terms = found if isinstance(found, tuple) else (found, {})
+  return jnp.mean(value), {name: jnp.mean(term) for name, term in terms.items()}
+
+
+def _variables(params, stats) -> dict[str, Any]:
+  return {"params": params} | ({"batch_stats": stats} if stats else {})
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _spread(z: jax.Array) -> jax.Array:
+  """Deviation over the batch of unit vectors' coordinates, times sqrt(d): [b v d] -> []. Near 1 is
+  spread over the sphere, 0 is collapse (Chen and He 2020, 2011.10566)."""
+  z = _unit(jax.lax.stop_gradient(z[:, 0]).astype(jnp.float32))
+  return z.std(axis=0).mean() * z.shape[-1] ** 0.5
+
+
+def _check(given: dict[str, str]) -> None:
+  for argument, value in given.items():
+    if value not in CHOICES[argument]:
+      names = ", ".join(CHOICES[argument])
+      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+
+
+def _check_parts(batch_size: int, target: str, predictor: tuple, queue: int, directions: int):
+  if batch_size < 2:
+    raise ValueError("batch_size 1: a loss between the examples of a batch needs two or more")
+  if predictor and target == "online":
+    raise ValueError('method.predictor needs method.target "stopped" or "teacher"')
+  if queue and target != "teacher":
+    raise ValueError('method.queue needs method.target "teacher"')
+  if queue and queue < batch_size * directions:
+    raise ValueError(f"method.queue {queue} is smaller than the {batch_size * directions} new keys")
