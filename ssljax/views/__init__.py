@@ -4,6 +4,6 @@ Every recipe has the name and the arguments of the host's, and draws from the sa
 with the same parameters `apply` gives the same pixels, but not rounded to integers.
 """
 
-from ssljax.views.recipes import View, crop_flip, keep
+from ssljax.views.recipes import View, Views, crop_flip, keep, two_views
 
-__all__ = ["View", "crop_flip", "keep"]
+__all__ = ["View", "Views", "crop_flip", "keep", "two_views"]

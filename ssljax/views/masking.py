@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+__all__ = ["random", "units"]
+
 
 def random(
   grid: Sequence[int], count: int, *, ratio: float = 0.75, rounding: str = "keep_floor"
