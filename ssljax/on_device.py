@@ -14,8 +14,9 @@ import ssljax.views.masking
 from ssljax import config as config_lib
 from ssljax import sharding
 from ssljax.data import cache as cache_lib
+from ssljax.data import pipeline
 from ssljax.data.sources import Source
-from ssljax.data.views import View, resize_crop
+from ssljax.data.views import View, Views, keep, resize_crop
 
 # key of `data` -> what it may be, the first being the default
 CHOICES = {
@@ -29,14 +30,15 @@ HOMES = {"views": ssljax.views, "hidden": ssljax.views.masking}
 class Feed(NamedTuple):
   """The way of a training batch into the step.
 
-  `source` and `views` are the host's part; `shape` that of one image as it arrives, in the source's
-  dtype. `make_views` (`draw(key)`, `apply(image, drawn)`) and `draw_hidden` (key -> bool [n]) are
-  the step's, or None. `cached`: the images are on the devices, the host sends indices.
+  `source` and `views` are the host's part; `shape` is that of one image as it arrives, known where
+  the step makes the views. `make_views` (`draw(key)`, `apply(image, drawn)`) and `draw_hidden`
+  (key -> bool [n]) are the step's part, or None. `cached`: the images are on the devices, and the
+  host sends indices.
   """
 
   source: Source
-  views: View | None
-  shape: tuple[int, ...]
+  views: View | Views | None
+  shape: tuple[int, ...] | None
   make_views: Any = None
   draw_hidden: Callable | None = None
   cached: bool = False
@@ -57,7 +59,7 @@ def check(data: Mapping) -> None:
     )
 
 
-def feed(config: Mapping, source: Source, views: View | None) -> Feed:
+def feed(config: Mapping, source: Source, views: View | Views | None) -> Feed:
   """The way of the config's batches; `views` are the host's. `hide` completes it.
 
   Raises:
@@ -66,25 +68,22 @@ def feed(config: Mapping, source: Source, views: View | None) -> Feed:
   """
   data = config["data"]
   check(data)
-  make_views = None
+  pipeline.check_channels(views, source.channels)
+  host, shape, make_views = views, source.shape, None
   if data["views_on"] == "device":
-    views, make_views = _canvas(data["canvas"]), device_component("views", data["views"])
-  rgb = make_views is not None and any(view.colour for view in make_views.each())
-  if rgb and source.channels != 3:
-    raise ValueError(
-      f"data.views change colours, which needs RGB images, but channels is {source.channels}"
-    )
+    host, make_views = _canvas(data["canvas"]), device_component("views", data["views"])
+    if host.size:
+      shape = (*host.size, source.channels)
+    elif shape is None and data["cache"] == "none":
+      raise ValueError(
+        f"the images of {source.name} differ in size: with data.views_on='device' the host brings"
+        " them to one, e.g. data.canvas=(256, 256)"
+      )
   if data["cache"] == "device":
     reading = {key: data[key] for key in ("channels", "workers", "max_pixels")}
-    source, views = cache_lib.in_memory(source, views, limit=device_memory() // 2, **reading), None
-  size = views.size if views else None
-  if source.shape is None and size is None and data["views_on"] == "device":
-    raise ValueError(
-      f"the images of {source.name} differ in size: with data.views_on='device' the host brings"
-      " them to one, e.g. data.canvas=(256, 256)"
-    )
-  shape = (*size, source.channels) if size else tuple(source.shape or ())
-  return Feed(source, views, shape, make_views, None, data["cache"] == "device")
+    source = cache_lib.in_memory(source, host, limit=device_memory() // 2, **reading)
+    host, shape = None, source.shape
+  return Feed(source, host, shape, make_views, cached=data["cache"] == "device")
 
 
 def hide(found: Feed, config: Mapping, hidden: Any) -> Feed:
@@ -103,7 +102,7 @@ def given_shapes(found: Feed, batch: Mapping, leaves: Sequence[str]) -> dict:
   made = {*(leaves if found.make_views else ()), *(("hidden",) if found.draw_hidden else ())}
   shapes = {key: value for key, value in batch.items() if key not in made}
   if found.make_views:
-    shape = (*batch["index"].shape, *found.shape)
+    shape = (*batch["index"].shape, *(found.shape or ()))
     dtype = jax.dtypes.canonicalize_dtype(found.source.dtype)
     shapes["image"] = jax.ShapeDtypeStruct(shape, dtype)
   return shapes
@@ -157,10 +156,10 @@ def device_component(key: str, spec: Mapping | None, **given: Any) -> Any:
   return config_lib.build({**spec, "name": f"{home.__name__}.{last}"}, **given)
 
 
-def _canvas(size: Any) -> View | None:
+def _canvas(size: Any) -> View:
   """What the host does where the step makes the views: the shorter side to the canvas, then its
   centre; nothing where no canvas is set."""
-  if size is None:
-    return None
+  if not size:
+    return keep()
   sides = (size, size) if isinstance(size, int) else tuple(size)
   return resize_crop(size=sides, resize=min(sides))

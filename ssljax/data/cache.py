@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 
-from ssljax.data.pipeline import examples
+from ssljax.data.pipeline import examples, recipe_of
 from ssljax.data.sources import Source
-from ssljax.data.views import View
+from ssljax.data.views import View, Views
 
 BATCH = 256
 
 
 def in_memory(
   source: Source,
-  views: View | None = None,
+  views: View | Views | None = None,
   *,
   limit: int,
   channels: int = 3,
@@ -26,7 +26,8 @@ def in_memory(
   Raises:
     ValueError: the images differ in size, cannot be read, or take more than `limit` bytes.
   """
-  if views is None and source.shape is not None and not source.encoded:
+  unchanged = recipe_of(views) == recipe_of(None)
+  if unchanged and source.shape is not None and not source.encoded:
     fits(source, source.shape, limit)
     return source
   stream = examples(

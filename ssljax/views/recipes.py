@@ -14,11 +14,10 @@ from ssljax.views.crop import TRIES, inception_window, resize_window, unit_scale
 
 class View(NamedTuple):
   """A view of one image: `draw(key) -> parameters`, `apply(image [h w c], parameters) -> float32
-  [size c]`, integers on the 0…1 scale. `colour`: needs RGB."""
+  [size c]`, integers on the 0…1 scale."""
 
   draw: Callable
   apply: Callable
-  colour: bool = False
 
 
 class Views(NamedTuple):
@@ -109,7 +108,7 @@ def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
     # Bicubic weights swing over: integers cannot, floats on their own scale may.
     return jnp.clip(part, 0.0, 1.0) if jnp.issubdtype(image.dtype, jnp.integer) else part
 
-  return View(draw, apply, colour_lib.needs_rgb(colour))
+  return View(draw, apply)
 
 
 def _size(size) -> tuple[int, int]:
