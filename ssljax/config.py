@@ -38,6 +38,10 @@ DEFAULTS: dict[str, Any] = {
     "views": None,
     "eval_views": None,
     "hidden": None,
+    "views_on": "host",  # or "device": made inside the step
+    "hidden_on": "host",
+    "canvas": None,  # (height, width) the host brings images to, where the step makes the views
+    "cache": "none",  # or "device": the whole data set lives on every device
     "workers": 0,  # threads that decode; 0 lets tf.data choose
     "max_pixels": 100_000_000,
   },
@@ -57,8 +61,8 @@ SECTIONS = (*COMPONENTS, "data", "checkpoint", "log", "eval", "mesh")
 DTYPES = ("float32", "bfloat16", "float16")
 # Which keys may differ between a run and its resumption. The first match decides.
 FREE = (
-  "mesh", "log", "eval", "checkpoint", "data.workers", "data.eval_train", "data.eval_test",
-  "data.eval_views", "encoder.scan", "encoder.remat",
+  "mesh", "log", "eval", "checkpoint", "data.workers", "data.cache", "data.eval_train",
+  "data.eval_test", "data.eval_views", "encoder.scan", "encoder.remat",
 )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from ssljax import config as config_lib
-from ssljax import flops, metrics
+from ssljax import flops, metrics, on_device
 from ssljax import job as job_lib
 from ssljax.evaluate import Evaluation, unit_scale
-from ssljax.methods.combine import IMAGES
+from ssljax.methods.combine import IMAGES, make_views
 from ssljax.train import check_workdir, compiled_step, model_flops
 
 
@@ -55,12 +55,23 @@ def memory_lines(memory: Any, state: Any) -> list[tuple[str, int]]:
   ]
 
 
+def seen(job: job_lib.Job, batch: Mapping[str, Any]) -> dict[str, Any]:
+  """A host batch as the method sees it: what the step makes of it is made here, as in step 0."""
+  feed = job.feed
+  if not (feed.cached or feed.make_views or feed.draw_hidden):
+    return dict(batch)
+  rng = jax.random.fold_in(jax.random.key(job.config["seed"]), 0)
+  placed = on_device.placer(feed, job.mesh, job.config["batch_size"])(batch)
+  make = jax.jit(lambda given: make_views(given, rng, feed.make_views, feed.draw_hidden))
+  return jax.device_get(make(placed))
+
+
 def draw_batch(job: job_lib.Job, workdir: pathlib.Path) -> pathlib.Path:
   """The first training batch, views and hidden places, as a picture."""
   from ssljax.viz.batch import batch_figure
 
   with job.batches(0) as batches:
-    batch = next(batches)
+    batch = seen(job, next(batches))
   (workdir / "figures").mkdir(parents=True, exist_ok=True)
   shown = batch | {key: unit_scale(batch[key]) for key in IMAGES if key in batch}
   return batch_figure(workdir / "figures" / "batch.png", shown, job.grid)

@@ -144,7 +144,8 @@ class Evaluation:
   def _baselines(self) -> dict[str, dict[str, float]]:
     """The same measures of raw pixels and of the untrained encoder, measured once in a run."""
     config = config_lib.as_json(self.job.config)
-    data = {k: v for k, v in config["data"].items() if k not in ("workers", "hidden", "views")}
+    training = ("workers", "hidden", "views", "views_on", "hidden_on", "canvas", "cache")
+    data = {k: v for k, v in config["data"].items() if k not in training}
     prints = [self.train.fingerprint, self.test.fingerprint]
     parts = {"parts": self.parts, "data": data, "encoder": config["encoder"], "sources": prints}
     key = json.dumps(config_lib.as_json(parts) | {"seed": config["seed"]}, sort_keys=True)

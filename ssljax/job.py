@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from ssljax import config as config_lib
-from ssljax import reporting, sharding
+from ssljax import on_device, reporting, sharding
 from ssljax.data import moments, pipeline, sources
 from ssljax.data.views import Views, recipe_of
-from ssljax.methods.combine import IMAGES, normalised
+from ssljax.methods.combine import IMAGES, normalised, viewed
 from ssljax.step import Method, init_state
 
 # Of the red, green and blue channels of ImageNet, on the 0…1 scale.
@@ -25,7 +25,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run, built: `batch` holds the shapes of a global batch, `state` those of the state."""
+  """A run, built: `batch` holds the shapes of a global batch as `method` sees it, `given` as the
+  training step is given it and `trained` takes it: the same, unless views or hidden places are made
+  in the step. `state` holds the shapes of the state."""
 
   config: dict[str, Any]
   mesh: jax.sharding.Mesh
@@ -42,6 +44,9 @@ class Job:
   state: Any
   mean: Any
   std: Any
+  feed: on_device.Feed
+  given: dict[str, jax.ShapeDtypeStruct]
+  trained: Method
 
   @property
   def image(self) -> jax.ShapeDtypeStruct:
@@ -62,17 +67,18 @@ class Job:
     """This process's training batches from a step on: endless, or `steps` of them."""
     config, data = self.config, self.config["data"]
     return pipeline.batches(
-      self.source,
+      self.feed.source,
       batch_size=config["batch_size"],
       seed=config["seed"],
       start_step=start_step,
       steps=steps,
       rows=sharding.local_rows(config["batch_size"], self.mesh).tolist(),
-      views=self.views,
-      hidden=self.hidden,
+      views=self.feed.views,
+      hidden=None if self.feed.draw_hidden else self.hidden,
       channels=data["channels"],
       workers=data["workers"],
       max_pixels=data["max_pixels"],
+      images=not self.feed.cached,
     )
 
   def examples(
@@ -136,9 +142,12 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
       f" {data['eval_views']['name']}"
     )
   source = open_source(config, data["split"])
+  feed = on_device.feed(config, source, views)
+  source = feed.source
   shape = example_shape(source, views)
   grid = encoder.grid(shape[:-1])
   hidden = component(data["hidden"], grid=grid)
+  feed = on_device.hide(feed, config, hidden)
   method = build_method(config, encoder, hidden)
   total = dict(total_steps=config["total_steps"], batch_size=config["batch_size"])
   mean, std = statistics(config, source, workdir)
@@ -147,12 +156,16 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
   tx = config_lib.build(config["optimizer"], schedule=schedule)
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
+  trained, given = method, batch
+  if feed.make_views or feed.draw_hidden:
+    trained = viewed(method, feed.make_views, feed.draw_hidden)
+    given = on_device.given_shapes(feed, batch, IMAGES)
   state = jax.eval_shape(lambda: init_state(method, tx, batch, config["seed"]))
   # On shapes alone: parts that do not go together show before the workdir is claimed.
-  jax.eval_shape(method.loss, state.params, state.extra, batch, state.rng, state.step)
+  jax.eval_shape(trained.loss, state.params, state.extra, given, state.rng, state.step)
   job = Job(
     dict(config), mesh, source, views, eval_views, hidden, grid, encoder, method, tx, schedule,
-    batch, placed(state, config, mesh), mean, std,
+    batch, placed(state, config, mesh), mean, std, feed, given, trained,
   )  # fmt: skip
   job.batches(0, steps=0).close()  # says now what the pipeline will not accept
   return job

@@ -60,6 +60,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P("data"))
 
 
+def replicated(x: np.ndarray, mesh: Mesh) -> jax.Array:
+  """The same array, whole, on every device; every process must have it."""
+  return jax.make_array_from_process_local_data(NamedSharding(mesh, P()), x, x.shape)
+
+
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
   """Numbers of the global rows that this process's devices hold, sorted: -> int [local b]."""
   where = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ssljax import checkpoint, environment, flops, metrics, reporting, sharding
+from ssljax import checkpoint, environment, flops, metrics, on_device, reporting, sharding
 from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax.data import sources
@@ -54,7 +54,7 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
   first, pending = int(state.step), []
   last: dict[str, float] = {}
   print(metrics.parameter_table(state.params))
-  step_fn = compiled_step(job)
+  step_fn, place = compiled_step(job), on_device.placer(job.feed, job.mesh, batch_size)
   writer = metrics.open_writer(workdir, tensorboard=log["tensorboard"], resume_step=first)
   progress = metrics.Progress(total, first)
   with stop_signals() as stop, job.batches(first) as batches:
@@ -62,7 +62,7 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
     for step in range(first + 1, total + 1):
       with speed.waiting():
         batch = next(batches)
-      state, found = step_fn(state, sharding.to_global(batch, job.mesh, batch_size))
+      state, found = step_fn(state, place(batch))
       speed.step()
       pending.append((step, found, batch["index"]))
       jax.block_until_ready(pending[-2:][0][1])  # at most two steps in flight
@@ -125,11 +125,11 @@ def model_flops(job) -> float:
 
 def compiled_step(job):
   """The training step, compiled for the job's shapes and placement; the state is donated."""
-  step = functools.partial(train_step, job.method, job.tx, job.config["accum"])
+  step = functools.partial(train_step, job.trained, job.tx, job.config["accum"])
   where = jax.tree.map(lambda x: x.sharding, job.state)
   rows = sharding.batch_sharding(job.mesh)
   jitted = jax.jit(step, donate_argnums=0, in_shardings=(where, rows), out_shardings=(where, None))
-  return jitted.lower(job.state, job.batch).compile()
+  return jitted.lower(job.state, job.given).compile()
 
 
 def start(job):

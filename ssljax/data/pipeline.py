@@ -104,6 +104,7 @@ def batches(
   max_pixels: int = MAX_PIXELS,
   shuffle: bool = True,
   steps: int | None = None,
+  images: bool = True,
 ) -> Batches:
   """Training batches from global step `start_step` on: endless, or `steps` of them.
 
@@ -111,7 +112,7 @@ def batches(
   image [b h w c] in the source's dtype, or those of the recipe (such as views [b v h w c]), index
   int32 [b], label int32 [b] if the source has labels, hidden bool [b n]. Unreadable images are
   replaced in place by a candidate that depends on the place alone, and listed. workers: threads
-  that decode (0: one per core).
+  that decode (0: one per core). images: False leaves them out, for those who have them elsewhere.
   """
   _check(source, batch_size, views, hidden, grid)
   if batch_size > source.size:
@@ -126,7 +127,10 @@ def batches(
   def plan(step):
     return Plan(*order.places(step, batch_size, mine, source.size, seed, shuffle))
 
-  stream = _stream(source, plan, start_step, last, seed, views, channels, workers, max_pixels)
+  if images:
+    stream = _stream(source, plan, start_step, last, seed, views, channels, workers, max_pixels)
+  else:
+    stream = _arrays(source, plan, start_step, last, images=False), {}
   return _ahead(source, stream, seed, hidden)
 
 
@@ -153,12 +157,13 @@ def _stream(
   return loader.run(first, last), damaged
 
 
-def _arrays(source, plan, first, last):
+def _arrays(source, plan, first, last, images=True):
   """Batches of arrays without views: NumPy only."""
   step = first
   while last is None or step < last:
     here = plan(step)
-    yield here, {"image": source.fetch(here.index)}, np.ones(len(here.index), bool), None
+    made = {"image": source.fetch(here.index)} if images else {}
+    yield here, made, np.ones(len(here.index), bool), None
     step += 1
 
 
@@ -183,15 +188,20 @@ def _ahead(source, stream, seed, hidden, valid_rows=None) -> Batches:
   return Batches(produce(), damaged)
 
 
+def check_channels(views: View | Views | None, channels: int):
+  """Raises ValueError where a view needs colour that the images do not have."""
+  for view in recipe_of(views).each():
+    if view.colour and channels != 3:
+      operation, argument = view.colour
+      raise ValueError(
+        f"{operation} needs RGB images, but channels is {channels}: set {argument} to zero"
+      )
+
+
 def _check(source, batch_size, views, hidden, grid):
   if batch_size < 1:
     raise ValueError(f"batch_size is {batch_size}: at least 1 is needed")
-  for view in recipe_of(views).each():
-    if view.colour and source.channels != 3:
-      operation, argument = view.colour
-      raise ValueError(
-        f"{operation} needs RGB images, but channels is {source.channels}: set {argument} to zero"
-      )
+  check_channels(views, source.channels)
   if hidden is not None and grid is not None and tuple(grid) != hidden.grid:
     raise ValueError(
       f"hidden places were built for the grid {hidden.grid}, the encoder's is {tuple(grid)}"
