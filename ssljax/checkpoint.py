@@ -116,6 +116,10 @@ class Checkpoints:
     """Returns when the save in progress is on disk; OSError when it failed."""
     self._guard(self._manager.wait_until_finished)
 
+  def check(self) -> None:
+    """OSError when a save in the background has failed; returns at once."""
+    self._guard(self._manager.check_for_errors)
+
   def close(self) -> None:
     """Waits for the save in progress, then releases the threads."""
     self._guard(self._manager.close)
