@@ -46,7 +46,8 @@ DEFAULTS: dict[str, Any] = {
     "max_pixels": 100_000_000,
   },
   "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
-  "log": {"every": 10, "tensorboard": True},
+  # watchdog: seconds without an end of the step after which the run ends (0: it waits for ever).
+  "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
   "mesh": {"devices": 0, "state": "replicated", "min_size": 65536},
 }

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ssljax import config as config_lib
-from ssljax import flops, metrics, on_device
+from ssljax import flops, metrics, on_device, processes
 from ssljax import job as job_lib
 from ssljax.evaluate import Evaluation, unit_scale
 from ssljax.methods.combine import IMAGES, make_views
@@ -24,23 +24,24 @@ def dry_run(
   check_workdir(workdir, config, new_schedule)
   job = job_lib.assemble(config, workdir)
   Evaluation(job, workdir)  # opens the evaluation splits
-  print(metrics.parameter_table(job.state.params))
-  print("\nbatch, all devices together:")
+  processes.say(metrics.parameter_table(job.state.params))
+  processes.say("\nbatch, all devices together:")
   for key, value in job.batch.items():
-    print(f"  {key}  {' x '.join(map(str, value.shape))}  {value.dtype}")
+    processes.say(f"  {key}  {' x '.join(map(str, value.shape))}  {value.dtype}")
   with jax.set_mesh(job.mesh):
     memory = compiled_step(job).memory_analysis()
-  print(f"\nmemory of a step on each of {job.mesh.size} devices:")
+  processes.say(f"\nmemory of a step on each of {job.mesh.size} devices:")
   for name, size in memory_lines(memory, job.state):
-    print(f"  {name:<28}{size / 2**20:12,.1f} MiB")
+    processes.say(f"  {name:<28}{size / 2**20:12,.1f} MiB")
   work = model_flops(job)
-  print(f"\nmodel FLOPs: {work:.3e} a step, {work / config['batch_size']:.3e} an image")
+  processes.say(f"\nmodel FLOPs: {work:.3e} a step, {work / config['batch_size']:.3e} an image")
   kind = jax.devices()[0].device_kind
   peak = flops.device_peak_flops(kind, config["dtype"])
   if peak:
     seconds = work / (peak * job.mesh.size)
-    print(f"at the full speed of {job.mesh.size} x {kind}: {1000 * seconds:.1f} ms a step")
-  print(f"\nwrote {draw_batch(job, workdir)}")
+    processes.say(f"at the full speed of {job.mesh.size} x {kind}: {1000 * seconds:.1f} ms a step")
+  if processes.first():
+    processes.say(f"\nwrote {draw_batch(job, workdir)}")
 
 
 def memory_lines(memory: Any, state: Any) -> list[tuple[str, int]]:

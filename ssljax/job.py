@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from ssljax import config as config_lib
-from ssljax import on_device, reporting, sharding
+from ssljax import on_device, processes, reporting, sharding
 from ssljax.data import moments, pipeline, sources
 from ssljax.data.views import Views, recipe_of
 from ssljax.methods.combine import IMAGES, normalised, viewed
@@ -88,9 +88,13 @@ class Job:
     indices: Any = None,
     known: dict | None = None,
     views: Any = None,
+    rows: Any = None,
   ) -> pipeline.Batches:
     """One pass over a source in order, in the evaluation view or in `views`; `known` damage is not
-    told again."""
+    told again.
+
+    Batches are whole (every process reads all of them), or hold only the given `rows`.
+    """
     config, data = self.config, self.config["data"]
     return pipeline.examples(
       source,
@@ -103,6 +107,7 @@ class Job:
       max_pixels=data["max_pixels"],
       indices=indices,
       known=known,
+      rows=rows,
     )
 
 
@@ -134,6 +139,7 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
   mesh = sharding.make_mesh(config["mesh"]["devices"])
   sharding.check_batch(config["batch_size"], mesh, config["accum"])
   eval_batch_size(config, mesh)
+  sharding.check_processes(mesh)
   encoder = config_lib.build(config["encoder"], dtype=config["dtype"])
   views, eval_views = component(data["views"]), component(data["eval_views"])
   if isinstance(eval_views, Views):
@@ -252,8 +258,10 @@ def statistics(config: Mapping, source: Any, workdir: pathlib.Path | None) -> tu
     # A dry run, or a run that failed at once, may have measured another source here.
     if found["source"] == json.loads(json.dumps(source.fingerprint)):
       return found["mean"], found["std"]
-  mean, std = (np.asarray(x).tolist() for x in moments.moments(source, source.channels))
-  if kept:
+  mean, std = processes.from_first(
+    lambda: [np.asarray(x).tolist() for x in moments.moments(source, source.channels)]
+  )
+  if kept and processes.first():
     kept.parent.mkdir(parents=True, exist_ok=True)
     reporting.write_json(kept, {"mean": mean, "std": std, "source": source.fingerprint})
   return mean, std

@@ -35,6 +35,15 @@ def check_batch(batch_size: int, mesh: Mesh, accum: int = 1, name: str = "batch_
     raise ValueError(f"{name} {batch_size} is not divisible by {devices} devices × accum {accum}")
 
 
+def check_processes(mesh: Mesh) -> None:
+  """Raises ValueError where a process of the run has no device in the mesh."""
+  idle = {d.process_index for d in jax.devices()} - {d.process_index for d in mesh.devices.flat}
+  if idle:
+    raise ValueError(
+      f"mesh.devices {mesh.size} leaves process {min(idle)} without a device: start fewer processes"
+    )
+
+
 def state_shardings(state: Any, mesh: Mesh, *, placement: str, min_size: int) -> Any:
   """Placement of each leaf of the state: replicated, or fully sharded.
 

@@ -9,7 +9,16 @@ from typing import Any
 
 import jax
 
-from ssljax import checkpoint, environment, flops, metrics, on_device, reporting, sharding
+from ssljax import (
+  checkpoint,
+  environment,
+  flops,
+  metrics,
+  on_device,
+  processes,
+  reporting,
+  sharding,
+)
 from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax.data import sources
@@ -37,43 +46,47 @@ def run(
   evaluate = Evaluation(job, workdir)
   claim(workdir, config)
   checkpoints = checkpoint.open_checkpoints(
-    workdir / "checkpoints", **config["checkpoint"], log=print
+    workdir / "checkpoints", **config["checkpoint"], log=processes.say
   )
   with jax.set_mesh(job.mesh):
-    state = restore(job, checkpoints) or start(job)
     try:
-      return loop(job, state, checkpoints, evaluate, workdir)
+      with processes.together(config["log"]["watchdog"]) as watch:
+        state = restore(job, checkpoints) or start(job)
+        return loop(job, state, checkpoints, evaluate, workdir, watch)
     finally:
       checkpoints.close()
 
 
-def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
+def loop(job, state, checkpoints, evaluate, workdir, watch) -> dict[str, float]:
   """The steps, and what belongs between them. Step s is the state after s updates."""
   config = job.config
   total, batch_size, log = config["total_steps"], config["batch_size"], config["log"]
   first, pending = int(state.step), []
   last: dict[str, float] = {}
-  print(metrics.parameter_table(state.params))
+  processes.say(metrics.parameter_table(state.params))
   step_fn, place = compiled_step(job), on_device.placer(job.feed, job.mesh, batch_size)
-  writer = metrics.open_writer(workdir, tensorboard=log["tensorboard"], resume_step=first)
-  progress = metrics.Progress(total, first)
+  writer, progress = outputs(workdir, log, first, total)
   with stop_signals() as stop, job.batches(first) as batches:
     speed = throughput(job)
     for step in range(first + 1, total + 1):
+      watch.at(f"step {step}, waiting for data")
       with speed.waiting():
         batch = next(batches)
+      watch.at(f"step {step}")
       state, found = step_fn(state, place(batch))
       speed.step()
       pending.append((step, found, batch["index"]))
       jax.block_until_ready(pending[-2:][0][1])  # at most two steps in flight
-      stopping = stop.is_set()  # looked at once: a later signal must not skip the save below
+      stopping = stop(step)  # looked at once: a later signal must not skip the save below
       ends = step == total or stopping
       to_log = step % log["every"] == 0 or ends
       to_evaluate = is_due(config["eval"]["every"], step, total)
       to_save = checkpoints.should_save(step) or to_evaluate or ends
       if to_log or to_save:
         numbers = checked(pending) | {"train/lr": float(job.schedule(step - 1))}
+      watch.rest()
       if to_log:
+        checkpoints.check()
         numbers |= speed.read()
         writer.write(step, numbers)
         progress.update(step, numbers)
@@ -87,10 +100,10 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
         progress.note(headline(step, scores))
       if to_save:
         # Before the save: what was met before a checkpoint is not met again by a resumed run.
-        reporting.tell_damaged(workdir, batches.damaged | evaluate.damaged, progress.note)
+        tell_damaged(workdir, batches.damaged | evaluate.damaged, progress.note)
         with speed.paused():
           save(job, checkpoints, state, step, scores)
-      if to_evaluate:
+      if to_evaluate and processes.first():
         reporting.write(workdir)
       if stopping:
         progress.note(f"stopped by a signal at step {step}; the same command goes on from there")
@@ -98,8 +111,27 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
   checkpoints.wait()
   writer.close()
   progress.close()
-  print(f"wrote {reporting.write(workdir)}")
+  if processes.first():
+    processes.say(f"wrote {reporting.write(workdir)}")
   return last
+
+
+def outputs(workdir, log, first, total) -> tuple[metrics.Writer, metrics.Progress]:
+  """Where numbers go; nowhere but in the first process."""
+  silent = not processes.first()
+  writer = metrics.open_writer(
+    workdir, tensorboard=log["tensorboard"], resume_step=first, silent=silent
+  )
+  return writer, metrics.Progress(total, first, stream=open(os.devnull, "w") if silent else None)
+
+
+def tell_damaged(workdir, damaged: Mapping[str, str], say) -> None:
+  """The unreadable images that any process met, told once by the first."""
+  found: dict[str, str] = {}
+  for one in processes.to_first(dict(damaged)):
+    found |= one
+  if processes.first():
+    reporting.tell_damaged(workdir, found, say)
 
 
 def throughput(job):
@@ -142,7 +174,7 @@ def start(job):
     return state
   from ssljax.interop import graft
 
-  params, extra = graft(config["init_from"], job, state.params, state.extra, log=print)
+  params, extra = graft(config["init_from"], job, state.params, state.extra, log=processes.say)
   place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.sharding))
   return state._replace(params=place(params, state.params), extra=place(extra, state.extra))
 
@@ -155,7 +187,7 @@ def restore(job, checkpoints):
   state, meta = found
   if change := sources.source_change(meta["source"], job.source.fingerprint):
     raise ValueError(f"the source {job.source.name} changed since the checkpoint: {change}")
-  print(f"resumed at step {int(state.step)}")
+  processes.say(f"resumed at step {int(state.step)}")
   return state
 
 
@@ -211,5 +243,7 @@ def check_workdir(workdir: pathlib.Path, config: Mapping, new_schedule: bool) ->
 
 def claim(workdir: pathlib.Path, config: Mapping) -> None:
   """Writes what the run is and what it runs on."""
+  if not processes.first():
+    return
   environment.write(workdir)
   reporting.write_json(workdir / "config.json", config_lib.as_json(config))

@@ -221,9 +221,10 @@ def examples(
   max_pixels: int = MAX_PIXELS,
   indices: Sequence[int] | None = None,
   known: dict[str, str] | None = None,
+  rows: Sequence[int] | None = None,
 ) -> Batches:
   """One pass in order (over `indices`, or all): the last batch is padded, `valid` bool [b] says
-  which rows count.
+  which rows count. Of each batch only `rows` are supplied (None: all).
 
   Unreadable images come with valid False and are listed. Draws are those of epoch 0, the same on
   every pass. `known`: damaged images of earlier passes, which are not named in the log again.
@@ -232,14 +233,14 @@ def examples(
   wanted = np.arange(source.size) if indices is None else np.asarray(indices, np.int64)
   if len(wanted) == 0:
     raise ValueError(f"no example of {source.name} is asked for")
+  mine = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
 
   def plan(step):
     # Padding repeats the last example: it is decoded, and not counted.
-    place = np.minimum(np.arange(step * batch_size, (step + 1) * batch_size), len(wanted) - 1)
+    place = np.minimum(step * batch_size + mine, len(wanted) - 1)
     index = wanted[place]
     return Plan(np.zeros_like(index), np.full_like(index, -1), index)
 
   last = -(-len(wanted) // batch_size)
   stream = _stream(source, plan, 0, last, seed, views, channels, workers, max_pixels, known)
-  rows = np.arange(batch_size)
-  return _ahead(source, stream, seed, hidden, lambda step: step * batch_size + rows < len(wanted))
+  return _ahead(source, stream, seed, hidden, lambda step: step * batch_size + mine < len(wanted))
