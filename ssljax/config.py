@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
   "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
   "log": {"every": 10, "tensorboard": True},
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
-  "mesh": {"devices": 0, "state": "replicated", "min_size": 65536},
+  "mesh": {"devices": 0, "state": "replicated", "min_size": 65536, "replica": 1, "tensor": 1},
 }
 COMPONENTS = ("method", "encoder", "optimizer", "schedule")
 # Where ssljax keeps them: what a misspelt name is compared with.

@@ -14,6 +14,7 @@ from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax.data import sources
 from ssljax.evaluate import Evaluation
+from ssljax.methods.combine import normalised
 from ssljax.signals import stop_signals
 from ssljax.step import init_state, train_step
 
@@ -118,6 +119,7 @@ def model_flops(job) -> float:
   if getattr(encoder, "remat", "none") != "none":
     encoder = encoder.clone(remat="none")
   method = job_lib.build_method(job.config, encoder, job.hidden)
+  method = normalised(method, job.mean, job.std)  # without it the losses would see whole numbers
   step = functools.partial(train_step, method, job.tx, 1)
   plain = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
   return flops.count_flops(step, plain(job.state), plain(job.batch))
