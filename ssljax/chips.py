@@ -15,13 +15,14 @@ class Chip(NamedTuple):
   wrap: int
 
 
-# TPU: docs.cloud.google.com/tpu/docs/v5e, …/v5p, …/v6e, read in November 2026. Links: "bidirectional
-# ICI bandwidth per chip" (400, 1200, 800 GB/s) divided by two directions and by ports (4, 6, 4).
+# TPU: docs.cloud.google.com/tpu/docs/v5e, …/v5p, …/v6e (read in November 2026). Links:
+# "bidirectional ICI bandwidth per chip" (400, 1200, 800 GB/s) divided by two directions and by
+# ports (4, 6, 4).
 # Older pages give 819 GB/s and 1,640 GB/s for the memory of v5e and v6e, and 3,584 Gbit/s of ICI
 # for v6e; the lower, newer figures are taken. HBM of v5e: 16 GiB, of which libtpu's compiler grants
 # 15.75; the same 0.25 are taken off v6e. v5p: 95 of 96 GiB, as its page says.
-# Rings: v5e and v6e close an axis at 16 chips, v5p at multiples of 4 (jax-ml.github.io/scaling-book,
-# "TPUs": wraparound).
+# Rings: v5e and v6e close an axis at 16 chips (jax-ml.github.io/scaling-book/tpus), v5p at
+# multiples of 4 (its page: "4x4x4 and larger").
 # GPU: NVIDIA data sheets of A100 80 GB (2021), H100 SXM (2023), H200 SXM (2024): half of the NVLink
 # figure, which counts both directions; within one NVLink domain.
 CHIPS = (

@@ -15,7 +15,9 @@ SIZES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}  # bytes; the others say th
 _PIECE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(
+  r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 COLLECTIVES = (
   "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
@@ -83,7 +85,9 @@ def pieces(type_: str, hbm: bool = False) -> list[tuple[str, int]]:
     bits = re.search(r"\d+", dtype)
     size = SIZES.get(dtype) or (int(bits[0]) / 8 if bits else 0)
     inside = hbm and re.search(r"S\([1-9]", layout)
-    found.append((dtype, 0 if inside else int(size * math.prod(map(int, filter(None, dims.split(",")))))))
+    found.append(
+      (dtype, 0 if inside else int(size * math.prod(map(int, filter(None, dims.split(","))))))
+    )
   return found
 
 
@@ -211,8 +215,10 @@ def _moved(program: Program, types: dict[str, str], instruction: Instruction) ->
     return size(instruction.type, hbm=True) + _part(instruction.type, reads[0])
   if op == "dynamic-update-slice":
     return size(reads[1], hbm=True) + _part(reads[1], reads[0])
-  written = size(instruction.type, hbm=True)
-  if op.endswith("-start"):  # (destination, source, …) or (source, destination, …): as often written
+  written: float = size(instruction.type, hbm=True)
+  if op.endswith(
+    "-start"
+  ):  # (destination, source, …) or (source, destination, …): as often written
     written = sum(n for _, n in pieces(instruction.type, hbm=True)) - sum(
       size(r, hbm=True) for r in reads
     )

@@ -121,6 +121,7 @@ def assemble(
   sharding.check_batch(config["batch_size"], mesh, config["accum"])
   eval_batch_size(config, mesh)
   encoder = config_lib.build(config["encoder"], dtype=config["dtype"])
+  sharding.check_heads(encoder, mesh)
   views, eval_views = component(data["views"]), component(data["eval_views"])
   if source is None:
     source = open_source(config, data["split"])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssljax import config as config_lib
+from ssljax import environment
 from ssljax.errors import explain
 
 
@@ -39,7 +40,8 @@ def settings(arguments: Sequence[str]) -> dict[str, str]:
   while rest:
     word = rest.pop(0)
     if not word.startswith("--config."):
-      known = ["--config", "--workdir", "--dry_run", "--allow_new_schedule", "--config.KEY=VALUE"]
+      known = ["--config", "--workdir", "--dry_run", "--allow_new_schedule", "--profile"]
+      known.append("--config.KEY=VALUE")
       raise ValueError(f"unknown argument {word}{config_lib.nearest(word.split('=')[0], known)}")
     key, equals, value = word.removeprefix("--config.").partition("=")
     if not equals and not rest:
@@ -58,6 +60,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     "--allow_new_schedule", action="store_true",
     help="resume with another total_steps or schedule than the workdir was begun with",
   )  # fmt: skip
+  parser.add_argument(
+    "--profile", type=int, default=0, metavar="STEP", help="trace three steps into WORKDIR/profile"
+  )
   flags, rest = parser.parse_known_args(argv)
   return flags, config_lib.override(load_config(flags.config), settings(rest))
 
@@ -73,11 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
       dry_run(config, flags.workdir, new_schedule=flags.allow_new_schedule)
     else:
-      train.run(config, flags.workdir, new_schedule=flags.allow_new_schedule)
+      given = dict(new_schedule=flags.allow_new_schedule, profile=flags.profile)
+      train.run(config, flags.workdir, **given)
   except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
     return explain(error)
   return 0
 
 
 if __name__ == "__main__":
+  environment.prepare()  # not in `main`: a notebook or a test that calls it has its own
   sys.exit(main())

@@ -1,4 +1,4 @@
-"""python -m ssljax.plan --config=configs/mae_vitb.py:vitl16 --topology=v5e:16x16 [--fit] [--json=FILE]
+"""python -m ssljax.plan --config=configs/mae_vitb.py:vitl16 --topology=v5e:16x16 [--fit]
 
 Compiles the training step of a config for devices that need not be here, and says what it needs:
 memory, work, communication, time. Neither data nor accelerator is touched."""
@@ -109,15 +109,14 @@ def planned_job(config: Mapping, devices: Sequence[Any], **changes: Any) -> Any:
   data = config["data"]
   if data["mean"] is None and data["std"] is None:  # any will do: they are numbers in the program
     half = (0.5,) * data["channels"]
-    config["data"] = data = data | {"mean": half, "std": half}
+    data = data | {"mean": half, "std": half}
+    config = config | {"data": data}
   axes = {key: config["mesh"][key] for key in ("devices", "replica", "tensor")}
   mesh = sharding.make_mesh(**axes, there=devices)
   if (data["views"] or {}).get("size") is None:
     source = job_lib.open_source(config, data["split"])
   else:
-    source = Source(
-      str(data["source"]), 0, None, False, None, None, {}, channels=data["channels"]
-    )  # type: ignore[arg-type]
+    source = Source(str(data["source"]), 0, None, False, None, None, {}, channels=data["channels"])  # type: ignore[arg-type]
   return job_lib.assemble(config, mesh=mesh, source=source)
 
 
@@ -248,7 +247,10 @@ def largest_batch(config: Mapping, devices: Sequence[Any], room: float, found: M
   groups = math.prod(mesh[axis] for axis in mesh if axis != "tensor")
 
   def peak(per_device):
-    changes = {"batch_size": per_device * groups, "eval": found["config"]["eval"] | {"batch_size": 0}}
+    changes = {
+      "batch_size": per_device * groups,
+      "eval": found["config"]["eval"] | {"batch_size": 0},
+    }
     made = compiled(planned_job(config, devices, **changes), room)
     return made["peak_bytes"], made["fits"]
 
@@ -289,7 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   parser = argparse.ArgumentParser("ssljax.plan", description=__doc__, allow_abbrev=False)
   parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
-  parser.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:8x8, cpu:8, local")
+  parser.add_argument(
+    "--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:8x8, cpu:8, local"
+  )
   parser.add_argument("--fit", action="store_true", help="also find the largest batch of a device")
   parser.add_argument("--mfu", type=float, default=0.5, help="assumed for the estimate of time")
   parser.add_argument("--hbm", type=float, default=0.0, help="GiB of a device (0: as tabled)")

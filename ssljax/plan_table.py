@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 def lines(found: Mapping) -> Iterator[str]:
   """The table of `ssljax.plan`, line by line."""
   mesh = " × ".join(f"{size} {axis}" for axis, size in found["mesh"].items())
-  yield f"{found['topology']}: {math.prod(found['mesh'].values())} × {found['device_kind']} ({mesh})"
+  count = math.prod(found["mesh"].values())
+  yield f"{found['topology']}: {count} × {found['device_kind']} ({mesh})"
   yield from _row("batch", f"{found['batch_size']:,}")
   yield from _row("parameters", f"{found['parameters']:,}")
   yield from _memory(found)
@@ -88,14 +89,10 @@ def _fit(fit: Mapping) -> Iterator[str]:
 
 
 def _honest(found: Mapping) -> Iterator[str]:
-  yield (
-    "Computed: memory by the compiler for these devices; FLOPs from the program of the step (matmuls"
-    " and\nconvolutions); bytes sent, from the compiled text, loops counted as often as they run, as"
-    " on a ring."
-  )
-  yield (
-    "Assumed: published peaks (ssljax/flops.py, ssljax/chips.py); memory time from operands and"
-    " results of the\ncompiled operations; all links of a device used at once, no latency, perfect"
-    f" overlap; {found['assumed_mfu']:.0%} MFU; input,\nevaluation and checkpoints cost nothing."
-  )
-  yield f"Compiled in {found['compile_seconds']:.0f} s."
+  yield "Computed: memory, by the compiler for these devices; FLOPs (matmuls, convolutions), from"
+  yield "the program of the step; bytes sent, from the compiled text, loops counted as often as"
+  yield "they run, as on a ring. Assumed: published peaks (ssljax/flops.py, ssljax/chips.py);"
+  yield "memory time from operands and results of the compiled operations; all links of a device"
+  mfu = f"{found['assumed_mfu']:.0%} MFU"
+  yield f"at once, without latency; perfect overlap; {mfu}; input, evaluation and checkpoints"
+  yield f"cost nothing. Compiled in {found['compile_seconds']:.0f} s."

@@ -50,9 +50,7 @@ def make_mesh(
     inner = tuple(1 if name == "replica" else size for name, size in sizes.items())
     placed = mesh_utils.create_hybrid_device_mesh(inner, outer, there[:count])
     return Mesh(placed, tuple(sizes), axis_types=kinds)
-  return jax.make_mesh(
-    tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=there[:count]
-  )
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=there[:count])
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -68,6 +66,13 @@ def check_batch(batch_size: int, mesh: Mesh, accum: int = 1, name: str = "batch_
     raise ValueError(f"{name} {batch_size} is not divisible by {groups}")
   if batch_size % (devices * accum):
     raise ValueError(f"{name} {batch_size} is not divisible by {groups} × accum {accum}")
+
+
+def check_heads(encoder: Any, mesh: Mesh) -> None:
+  """Raises ValueError where a `tensor` axis would cut through a head of attention."""
+  heads, tensor = getattr(encoder, "heads", 0), mesh.shape.get("tensor", 1)
+  if heads % tensor:
+    raise ValueError(f"mesh.tensor {tensor} does not divide the {heads} heads of the encoder")
 
 
 def state_shardings(state: Any, mesh: Mesh, *, placement: str, min_size: int) -> Any:

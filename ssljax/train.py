@@ -17,15 +17,21 @@ from ssljax.evaluate import Evaluation
 from ssljax.methods.combine import normalised
 from ssljax.signals import stop_signals
 from ssljax.step import init_state, train_step
+from ssljax.trace import Trace
 
 
 def run(
-  config: Mapping[str, Any], workdir: str | os.PathLike, *, new_schedule: bool = False
+  config: Mapping[str, Any],
+  workdir: str | os.PathLike,
+  *,
+  new_schedule: bool = False,
+  profile: int = 0,
 ) -> dict[str, float]:
   """Trains until `total_steps`, from the newest good checkpoint in `workdir` if there is one.
 
   config: any mapping, complete or not (see `ssljax.config`). new_schedule: let `total_steps` and
-  the schedule differ from those the workdir was begun with. Returns the last value of each metric.
+  the schedule differ from those the workdir was begun with. profile: the first of three steps whose
+  trace is written to `workdir/profile`; 0 is none. Returns the last value of each metric.
 
   Raises:
     ValueError, FileNotFoundError: the config, the data or the workdir do not allow the run.
@@ -43,12 +49,12 @@ def run(
   with jax.set_mesh(job.mesh):
     state = restore(job, checkpoints) or start(job)
     try:
-      return loop(job, state, checkpoints, evaluate, workdir)
+      return loop(job, state, checkpoints, evaluate, workdir, Trace(workdir / "profile", profile))
     finally:
       checkpoints.close()
 
 
-def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
+def loop(job, state, checkpoints, evaluate, workdir, trace) -> dict[str, float]:
   """The steps, and what belongs between them. Step s is the state after s updates."""
   config = job.config
   total, batch_size, log = config["total_steps"], config["batch_size"], config["log"]
@@ -60,12 +66,14 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
   progress = metrics.Progress(total, first)
   with stop_signals() as stop, job.batches(first) as batches:
     speed = throughput(job)
+    trace.after(first, state.step)
     for step in range(first + 1, total + 1):
       with speed.waiting():
         batch = next(batches)
       state, found = step_fn(state, sharding.to_global(batch, job.mesh, batch_size))
       speed.step()
       pending.append((step, found, batch["index"]))
+      trace.after(step, found)
       jax.block_until_ready(pending[-2:][0][1])  # at most two steps in flight
       stopping = stop.is_set()  # looked at once: a later signal must not skip the save below
       ends = step == total or stopping
@@ -96,6 +104,7 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
       if stopping:
         progress.note(f"stopped by a signal at step {step}; the same command goes on from there")
         break
+  trace.stop()
   checkpoints.wait()
   writer.close()
   progress.close()

@@ -79,7 +79,7 @@ def compiled_platform() -> str:
 
 
 def cudnn_can(q: jax.Array, bias: jax.Array | None) -> bool:
-  """Whether cuDNN's fused attention takes these shapes, forward and backward, on this machine's GPU.
+  """Whether cuDNN's fused attention takes these shapes, forward and backward, on the GPU here.
 
   Half precision; heads of at most 128 features, a multiple of 8; with a bias an even number of
   tokens (its gradient); compute capability 8.0, that is A100 or later.
@@ -204,7 +204,7 @@ def batch_sharded(x: jax.Array, tensor: int | None = None) -> jax.Array:
     return x
   spec = [rows if len(rows) > 1 else "data", *(None,) * (x.ndim - 1)]
   if tensor is not None:
-    if "tensor" not in mesh.axis_names:
+    if "tensor" not in mesh.axis_names or x.shape[tensor] % mesh.shape["tensor"]:
       return x
     spec[tensor] = "tensor"
   return jax.lax.with_sharding_constraint(x, P(*spec))
