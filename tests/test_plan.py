@@ -96,24 +96,67 @@ def test_bytes_of_a_device_are_those_of_the_placement_rule(name, state):
   assert plan.sizes(job, "cpu:8")["state_bytes_per_device"]["parameters"] == want
 
 
-def test_the_plan_of_a_step():
+@pytest.fixture(scope="module")
+def made():
+  """The plan of a tiny step, its state sharded over eight devices, compiled once."""
   config = tiny.config(mesh=dict(state="full", min_size=64), dtype="bfloat16")
-  found = plan.plan(config, "cpu:8", hbm=1.0)
-  assert found["fits"] and found["mesh"] == {"data": 8}
-  held = sum(found["state_bytes_per_device"].values())
+  return plan.plan(config, "cpu:8", hbm=1.0)
+
+
+def test_the_plan_of_a_step(made):
+  assert made["fits"] and made["mesh"] == {"data": 8} and made["memory_of_a_device"] == 2**30
+  held = sum(made["state_bytes_per_device"].values())
   rows = 2 * (32 * 32 * 3 + 64 + 4 + 4)  # two examples: picture, hidden places, index, label
-  assert found["memory"]["arguments"] == pytest.approx(held + rows, rel=0.02)
-  text = plan.table(found)
-  for words in ("cpu:8: 8 × cpu", "all-gather", "model FLOPs", "Computed:", "Assumed:", "1.00 GiB"):
-    assert words.replace("model FLOPs", "matmul FLOPs") in text, words
-  json.dumps(found)
+  assert made["memory"]["arguments"] == pytest.approx(held + rows, rel=0.02)
+  assert made["peak_bytes"] > made["memory"]["arguments"] + made["memory"]["temporaries"]
+  text = plan.table(made)
+  for words in ("cpu:8: 8 × cpu", "all-gather", "matmul FLOPs", "Computed:", "Assumed", "1.00 GiB"):
+    assert words in text, words
+  assert {key.split()[0] for key in made["sent_bytes"]} >= {"all-gather", "all-reduce"}
+  json.dumps(made)
 
 
-def test_a_step_that_does_not_fit_and_the_largest_that_does():
-  found = plan.plan(tiny.config(), "cpu:4", hbm=0.004, fit=True)
-  assert not found["fits"] and "DOES NOT FIT: a batch of 16" in plan.table(found)
-  best = found["fit"]["batch_per_device"]
-  assert 0 < best < 4 and found["fit"]["peak_bytes"] <= 0.004 * 2**30
+def test_a_plan_with_every_time_in_it(made):
+  """As for a chip that is known: the numbers of the roofline are those of the parts."""
+  job = plan.planned_job(tiny.config(), jax.devices())
+  found = made | {"device_kind": "TPU v5 lite"}
+  found |= plan.roofline(found, job, chips.chip("TPU v5 lite"))
+  found |= plan.estimate(found, job, 0.25)
+  assert found["seconds"]["memory"] == found["memory_traffic_bytes"] / 819e9
+  assert found["seconds"]["links"] == sum(found["sent_bytes"].values()) / 50e9
+  assert found["seconds"]["compute"] > 0 and found["bound_by"] in found["seconds"]
+  assert found["step_seconds"] >= max(found["seconds"].values())
+  assert found["chip_hours"] == pytest.approx(found["step_seconds"] * 6 * 8 / 3600)
+  assert "<- the bound" in plan.table(found) and "chip-hours" in plan.table(found)
+
+
+@pytest.mark.parametrize("jump, best", [(0, 90), (40, 85)])
+def test_the_largest_batch(made, monkeypatch, jump, best):
+  """Memory grows by 10 an example above 100; past 88 the compiler may need 40 more."""
+  compiled = []
+
+  def fake(job, room):
+    b = job.config["batch_size"] // 8
+    compiled.append(b)
+    peak = 100 + 10 * b + jump * (b > 88)
+    return {"peak_bytes": peak, "fits": peak <= room}
+
+  monkeypatch.setattr(plan, "compiled", fake)
+  config = tiny.config()
+  found = plan.largest_batch(config, jax.devices(), 1000, made | {"peak_bytes": 120})
+  assert found["batch_per_device"] == best and found["batch_size"] == 8 * best
+  assert len(compiled) <= 3  # the step that was planned is one of the two
+
+
+def test_no_batch_that_fits(made, monkeypatch):
+  monkeypatch.setattr(plan, "compiled", lambda job, room: {"peak_bytes": 5e3, "fits": False})
+  given = made | {"peak_bytes": 9e3, "fits": False}
+  found = plan.largest_batch(tiny.config(), jax.devices(), 1000, given)
+  assert found["batch_per_device"] == 0
+  text = plan.table(given | {"fit": found})
+  assert "DOES NOT FIT: a batch of 16" in text and "none was found" in text
+  with pytest.raises(ValueError, match="is not known: give --hbm"):
+    plan.largest_batch(tiny.config(), jax.devices(), 0, made)
 
 
 def test_the_compilers_own_words_on_memory():
@@ -188,7 +231,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   }
 
 
-def test_a_replicated_state_is_summed_once_and_a_sharded_one_gathered_in_half_precision():
+def test_the_gradients_of_a_replicated_state_are_summed_once():
   params = sum(
     x.size for x in jax.tree.leaves(plan.planned_job(tiny.config(), jax.devices()).state.params)
   )
@@ -207,8 +250,8 @@ def test_memory_traffic_of_a_program_that_is_known():
 
   stack = jax.ShapeDtypeStruct((10, 256, 256), jnp.float32)
   text = jax.jit(loop).lower(one, stack).compile().as_text()
-  # At least operands and result of ten products; slices of the stack and the carry are copied.
-  assert 30 <= hlo.traffic(text) / (256 * 256 * 4) <= 65
+  # At least operands and result of ten products; slices of the stack and the carry are copied, too.
+  assert 30 <= hlo.traffic(text) / (256 * 256 * 4) <= 80
 
 
 # Topologies and chips
