@@ -49,7 +49,7 @@ DEFAULTS: dict[str, Any] = {
   # watchdog: seconds without an end of the step after which the run ends (0: it waits for ever).
   "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
-  "mesh": {"devices": 0, "state": "replicated", "min_size": 65536},
+  "mesh": {"devices": 0, "state": "replicated", "min_size": 65536, "replica": 1, "tensor": 1},
 }
 COMPONENTS = ("method", "encoder", "optimizer", "schedule")
 # Where ssljax keeps them: what a misspelt name is compared with.

@@ -129,26 +129,34 @@ def component(spec: Mapping | None, **given: Any) -> Any:
   return None if spec is None else config_lib.build(spec, **given)
 
 
-def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
-  """Builds everything but the first array.
+def assemble(
+  config: Mapping, workdir: pathlib.Path | None = None, *, mesh: Any = None, source: Any = None
+) -> Job:
+  """Builds everything but the first array. A plan gives `mesh` (devices that need not be here) and
+  `source` (a description without data).
 
   Raises:
     ValueError, FileNotFoundError: what is wrong, in the user's words.
   """
   data = config["data"]
-  mesh = sharding.make_mesh(config["mesh"]["devices"])
+  planned = source is not None
+  if mesh is None:
+    axes = {key: config["mesh"][key] for key in ("devices", "replica", "tensor")}
+    mesh = sharding.make_mesh(**axes)
   sharding.check_batch(config["batch_size"], mesh, config["accum"])
   eval_batch_size(config, mesh)
   sharding.check_processes(mesh)
   encoder = config_lib.build(config["encoder"], dtype=config["dtype"])
+  sharding.check_heads(encoder, mesh)
   views, eval_views = component(data["views"]), component(data["eval_views"])
   if isinstance(eval_views, Views):
     raise ValueError(
       "data.eval_views must give one view, e.g. dict(name='ssljax.data.views.resize_crop'), not"
       f" {data['eval_views']['name']}"
     )
-  source = open_source(config, data["split"])
-  feed = on_device.feed(config, source, views)
+  if source is None:
+    source = open_source(config, data["split"])
+  feed = on_device.feed(config, source, views, planned)
   source = feed.source
   shape = example_shape(source, views)
   grid = encoder.grid(shape[:-1])
@@ -173,7 +181,8 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
     dict(config), mesh, source, views, eval_views, hidden, grid, encoder, method, tx, schedule,
     batch, placed(state, config, mesh), mean, std, feed, given, trained,
   )  # fmt: skip
-  job.batches(0, steps=0).close()  # says now what the pipeline will not accept
+  if not planned:
+    job.batches(0, steps=0).close()  # says now what the pipeline will not accept
   return job
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssljax import config as config_lib
-from ssljax import processes
+from ssljax import environment, processes
 from ssljax.errors import explain
 
 
@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     "--allow_new_schedule", action="store_true",
     help="resume with another total_steps or schedule than the workdir was begun with",
   )  # fmt: skip
+  parser.add_argument(
+    "--profile", type=int, default=0, metavar="STEP", help="trace three steps into WORKDIR/profile"
+  )
   several = parser.add_argument_group("several processes", "elsewhere than on a known cluster")
   several.add_argument("--coordinator", default="", help="HOST:PORT where process 0 listens")
   several.add_argument("--num_processes", type=int, default=0)
@@ -91,7 +94,8 @@ def run(flags: argparse.Namespace, config: dict) -> None:
 
     dry_run(config, flags.workdir, new_schedule=flags.allow_new_schedule)
   else:
-    train.run(config, flags.workdir, new_schedule=flags.allow_new_schedule)
+    given = dict(new_schedule=flags.allow_new_schedule, profile=flags.profile)
+    train.run(config, flags.workdir, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,4 +118,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+  environment.prepare()  # not in `main`: a notebook or a test that calls it has its own
   sys.exit(main())

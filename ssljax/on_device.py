@@ -59,8 +59,11 @@ def check(data: Mapping) -> None:
     )
 
 
-def feed(config: Mapping, source: Source, views: View | Views | None) -> Feed:
-  """The way of the config's batches; `views` are the host's. `hide` completes it.
+def feed(
+  config: Mapping, source: Source, views: View | Views | None, planned: bool = False
+) -> Feed:
+  """The way of the config's batches; `views` are the host's. `hide` completes it. planned: shapes
+  alone are wanted, nothing is read.
 
   Raises:
     ValueError: no such view on the device, images of many sizes without a canvas, a data set that
@@ -79,11 +82,11 @@ def feed(config: Mapping, source: Source, views: View | Views | None) -> Feed:
         f"the images of {source.name} differ in size: with data.views_on='device' the host brings"
         " them to one, e.g. data.canvas=(256, 256)"
       )
-  if data["cache"] == "device":
+  if data["cache"] == "device" and not planned:
     reading = {key: data[key] for key in ("channels", "workers", "max_pixels")}
     source = cache_lib.in_memory(source, host, limit=device_memory() // 2, **reading)
     host, shape = None, source.shape
-  return Feed(source, host, shape, make_views, cached=data["cache"] == "device")
+  return Feed(source, host, shape, make_views, cached=data["cache"] == "device" and not planned)
 
 
 def hide(found: Feed, config: Mapping, hidden: Any) -> Feed:

@@ -23,17 +23,24 @@ from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax.data import sources
 from ssljax.evaluate import Evaluation
+from ssljax.methods.combine import normalised
 from ssljax.signals import stop_signals
 from ssljax.step import init_state, train_step
+from ssljax.trace import Trace
 
 
 def run(
-  config: Mapping[str, Any], workdir: str | os.PathLike, *, new_schedule: bool = False
+  config: Mapping[str, Any],
+  workdir: str | os.PathLike,
+  *,
+  new_schedule: bool = False,
+  profile: int = 0,
 ) -> dict[str, float]:
   """Trains until `total_steps`, from the newest good checkpoint in `workdir` if there is one.
 
   config: any mapping, complete or not (see `ssljax.config`). new_schedule: let `total_steps` and
-  the schedule differ from those the workdir was begun with. Returns the last value of each metric.
+  the schedule differ from those the workdir was begun with. profile: the first of three steps whose
+  trace is written to `workdir/profile`; 0 is none. Returns the last value of each metric.
 
   Raises:
     ValueError, FileNotFoundError: the config, the data or the workdir do not allow the run.
@@ -50,14 +57,15 @@ def run(
   )
   with jax.set_mesh(job.mesh):
     try:
+      trace = Trace(workdir / "profile", profile)
       with processes.together(config["log"]["watchdog"]) as watch:
         state = restore(job, checkpoints) or start(job)
-        return loop(job, state, checkpoints, evaluate, workdir, watch)
+        return loop(job, state, checkpoints, evaluate, workdir, watch, trace)
     finally:
       checkpoints.close()
 
 
-def loop(job, state, checkpoints, evaluate, workdir, watch) -> dict[str, float]:
+def loop(job, state, checkpoints, evaluate, workdir, watch, trace) -> dict[str, float]:
   """The steps, and what belongs between them. Step s is the state after s updates."""
   config = job.config
   total, batch_size, log = config["total_steps"], config["batch_size"], config["log"]
@@ -68,6 +76,7 @@ def loop(job, state, checkpoints, evaluate, workdir, watch) -> dict[str, float]:
   writer, progress = outputs(workdir, log, first, total)
   with stop_signals() as stop, job.batches(first) as batches:
     speed = throughput(job)
+    trace.after(first, state.step)
     for step in range(first + 1, total + 1):
       watch.at(f"step {step}, waiting for data")
       with speed.waiting():
@@ -76,6 +85,7 @@ def loop(job, state, checkpoints, evaluate, workdir, watch) -> dict[str, float]:
       state, found = step_fn(state, place(batch))
       speed.step()
       pending.append((step, found, batch["index"]))
+      trace.after(step, found)
       jax.block_until_ready(pending[-2:][0][1])  # at most two steps in flight
       stopping = stop(step)  # looked at once: a later signal must not skip the save below
       ends = step == total or stopping
@@ -108,6 +118,7 @@ def loop(job, state, checkpoints, evaluate, workdir, watch) -> dict[str, float]:
       if stopping:
         progress.note(f"stopped by a signal at step {step}; the same command goes on from there")
         break
+  trace.stop()
   checkpoints.wait()
   writer.close()
   progress.close()
@@ -150,6 +161,7 @@ def model_flops(job) -> float:
   if getattr(encoder, "remat", "none") != "none":
     encoder = encoder.clone(remat="none")
   method = job_lib.build_method(job.config, encoder, job.hidden)
+  method = normalised(method, job.mean, job.std)  # without it the losses would see whole numbers
   step = functools.partial(train_step, method, job.tx, 1)
   plain = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
   return flops.count_flops(step, plain(job.state), plain(job.batch))
