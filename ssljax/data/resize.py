@@ -12,14 +12,19 @@ from scipy.sparse import csr_array
 
 # Values of a piece that is made float at once: it stays in the processor's cache, and a picture of
 # 8192 x 8192 does not become 800 MB.
-PIECE = 2**18
+PIECE = 2**17
 REACH = {"bilinear": 1.0, "bicubic": 2.0}
 
 
-def resize(image: np.ndarray, size: tuple[int, int], method: str, rounded: bool) -> np.ndarray:
-  """[h w c] -> [size c]: float32, or `rounded` to uint8 (clipped). method: bicubic or bilinear."""
+def resize(
+  image: np.ndarray, size: tuple[int, int], method: str, rounded: bool, mirrored: bool = False
+) -> np.ndarray:
+  """[h w c] -> [size c]: float32, or `rounded` to uint8 (clipped). method: bicubic or bilinear.
+
+  `mirrored`, left for right, costs nothing here: the weights of the columns stand in reverse.
+  """
   height, width, channels = image.shape
-  rows, columns = matrix(height, int(size[0]), method), matrix(width, int(size[1]), method)
+  rows, columns = matrix(height, size[0], method), matrix(width, size[1], method, mirrored)
   flat = image.reshape(height, width * channels)
   # Transposed between the products, columns are rows too: [w c rows].
   turned = np.empty((width * channels, size[0]), np.float32)
@@ -34,12 +39,12 @@ def resize(image: np.ndarray, size: tuple[int, int], method: str, rounded: bool)
 
 
 @functools.lru_cache(maxsize=1024)
-def matrix(length: int, size: int, method: str) -> csr_array:
+def matrix(length: int, size: int, method: str, mirrored: bool = False) -> csr_array:
   """Weights [size length] of a resized axis: each row holds its kernel, with the sum 1."""
   scale = length / size
   spread = max(scale, 1.0)
   reach = REACH[method] * spread
-  centre = (np.arange(size) + 0.5) * scale
+  centre = (np.arange(size)[:: -1 if mirrored else 1] + 0.5) * scale
   first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
   last = np.minimum((centre + reach + 0.5).astype(np.int64), length)
   place = first[:, None] + np.arange((last - first).max())

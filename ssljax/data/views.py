@@ -69,15 +69,12 @@ def crop_flip(
     return inception_window(height, width, drawn["crop"], scale, ratio)
 
   def finish(part, drawn):
-    tf = load()
-    image = resize(part, size, method, rounded=not any(jitter))
+    # Mirrored while resizing: a reverse of its own took 0.06 ms of 0.8.
+    mirrored = drawn["flip"] < 0.5 if flip else False
+    image = resize(part, size, method, rounded=not any(jitter), mirrored=mirrored)
     if any(jitter):
       image = colour_jitter(image, drawn["colour"], jitter, part.dtype)
       image = to_dtype(image, part.dtype)
-    if flip:
-      # reverse on the small integers: [:, ::-1] on floats took as long as decoding and resizing
-      # together.
-      image = tf.cond(drawn["flip"] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
     return image
 
   return View(draw, _applied(window, finish), size, any(jitter), window, finish)
@@ -129,20 +126,23 @@ def inception_window(height, width, u, scale, ratio):
   return tuple(tf.cast(v, tf.int32) for v in (y, x, hc, wc))
 
 
-def resize(image, size, method, rounded=False):
+def resize(image, size, method, rounded=False, mirrored=False):
   """Antialiased resize to a static size: [h w c] -> [size c], as `resize_to`."""
-  return load().ensure_shape(resize_to(image, size, method, rounded), [*size, image.shape[-1]])
+  out = resize_to(image, size, method, rounded, mirrored)
+  return load().ensure_shape(out, [*size, image.shape[-1]])
 
 
-def resize_to(image, size, method, rounded=False):
-  """Antialiased resize: float32, or `rounded` to the dtype of the image. NumPy inside the graph."""
+def resize_to(image, size, method, rounded=False, mirrored=False):
+  """Antialiased resize, in NumPy: float32, or `rounded` to the dtype of the image; `mirrored`: left
+  for right."""
   tf = load()
   small = rounded and image.dtype == tf.uint8
 
-  def run(image, size):
-    return numpy_resize(image, tuple(size.tolist()), method, small)
+  def run(image, size, mirrored):
+    return numpy_resize(image, tuple(size.tolist()), method, small, bool(mirrored))
 
-  out = tf.numpy_function(run, [image, size], tf.uint8 if small else tf.float32, stateful=False)
+  dtype = tf.uint8 if small else tf.float32
+  out = tf.numpy_function(run, [image, size, mirrored], dtype, stateful=False)
   out = tf.ensure_shape(out, [None, None, image.shape[-1]])
   return to_dtype(out, image.dtype) if rounded and not small else out
 
