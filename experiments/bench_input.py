@@ -16,8 +16,8 @@ the crop. torchvision: ImageFolder, RandomResizedCrop and RandomHorizontalFlip o
 DataLoader with as many worker processes as there are cores, uint8 tensors, batches alike. Both crop
 20–100 % of the area, resize bicubically with antialiasing, and shuffle.
 
-Contestants take turns; the table shows medians. Both read ahead while the others are timed: a turn
-therefore begins with `--lead` batches that are not timed, more than either can hold ready. Without
+Contestants take turns, when the buffers of all are full; the table shows medians. A turn begins
+with `--lead` batches that are not timed, more than either can hold ready. Without
 them the pipelines look up to ten times as fast as they are. CPU time per image (all processes and
 threads, the lead included) is shown beside it: it does not depend on what else runs.
 
@@ -127,12 +127,21 @@ def cpu_seconds() -> float:
   return sum(sum(p.cpu_times()[:2]) for p in (me, *me.children(recursive=True)))
 
 
+def settle() -> None:
+  """Waits until all buffers are full: else the work of one contestant is counted as the next's."""
+  before = -1.0
+  while (now := cpu_seconds()) > before + 0.02:
+    before = now
+    time.sleep(0.5)
+
+
 def turns(streams: dict[str, Iterator[Any]], args: argparse.Namespace) -> dict[str, np.ndarray]:
   """Wall and CPU milliseconds per image: {name: [passes 2]}. The others' buffers fill during the
   untimed lead, and then they are idle; the first round is not kept."""
   took = {name: np.zeros((args.passes, 2)) for name in streams}
   for turn in range(-1, args.passes):
     for name, stream in streams.items():
+      settle()
       draw(stream, args.lead)
       start = time.perf_counter(), cpu_seconds()
       draw(stream, args.count)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ssljax.data import colour, images, order, views
+from ssljax.data import colour, images, order, resize, views
 from ssljax.data.pipeline import batches, examples
 from ssljax.data.sources import open_source
 
@@ -92,6 +92,23 @@ def test_resize_is_pillows(size, method):
   filters = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
   theirs = np.asarray(Image.fromarray(image).resize(size[::-1], filters[method]))
   assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(50, 40), (300, 420)])
+def test_numpy_resize_is_tensorflows(size, method, monkeypatch):
+  """Against TensorFlow's antialiased resize; the same bits in pieces of any width; mirrored."""
+  image = np.random.default_rng(0).integers(0, 256, (201, 155, 3), dtype=np.uint8)
+  expected = tf.image.resize(image, size, method=method, antialias=True).numpy()
+  ours = resize.resize(image, size, method, rounded=False)
+  np.testing.assert_allclose(ours, expected, atol=2e-2)
+  small = resize.resize(image, size, method, rounded=True)
+  assert small.dtype == np.uint8
+  assert np.abs(small - np.clip(expected, 0, 255)).max() <= 0.52
+  mirrored = resize.resize(image, size, method, rounded=True, mirrored=True)
+  assert (mirrored == small[:, ::-1]).all()
+  monkeypatch.setattr(resize, "PIECE", 201 * 7)
+  assert (resize.resize(image, size, method, rounded=False) == ours).all()
 
 
 def test_flip_is_half_of_the_draws_and_mirrors():
