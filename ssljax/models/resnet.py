@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -196,7 +197,7 @@ def resnet(
   Raises:
     ValueError: an unknown name, or a size that is not positive.
   """
-  given = {
+  given: dict[str, tuple[str, Collection[str]]] = {
     "variant": (variant, VARIANTS),
     "stem": (stem, STEMS),
     "remat": (remat, ("none", "full")),
@@ -204,6 +205,7 @@ def resnet(
   for argument, (value, names) in given.items():
     if value not in names:
       raise ValueError(f"encoder.{argument} {value!r} is none of {', '.join(names)}")
+  stages: tuple[int, ...]
   stages, bottleneck = VARIANTS[variant]
   stages = tuple(blocks) or stages
   if width < 1 or min(stages) < 1:
