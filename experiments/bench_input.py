@@ -132,7 +132,7 @@ def settle() -> None:
   before = -1.0
   while (now := cpu_seconds()) > before + 0.02:
     before = now
-    time.sleep(0.5)
+    time.sleep(0.3)
 
 
 def turns(streams: dict[str, Iterator[Any]], args: argparse.Namespace) -> dict[str, np.ndarray]:
