@@ -31,8 +31,8 @@ import numpy as np
 import side_by_side
 
 from ssljax import config as config_lib
+from ssljax import environment, main, sharding, train
 from ssljax import job as job_lib
-from ssljax import main, sharding, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
@@ -140,6 +140,7 @@ def bench_hidden(args: argparse.Namespace) -> list[list[str]]:
 
 
 def run() -> None:
+  environment.tune_cpu()  # as the command does; the contestants' processes inherit it
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )

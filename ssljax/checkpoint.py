@@ -103,7 +103,7 @@ class Checkpoints:
     self.wait()
 
     def read(path):
-      manifest = _read_manifest(path)
+      manifest = _alike(lambda: _read_manifest(path))
       leaves.check_fit(manifest["leaves"], abstract_state)
       return _read_state(path, manifest["leaves"], abstract_state), manifest["meta"]
 
@@ -115,6 +115,10 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns when the save in progress is on disk; OSError when it failed."""
     self._guard(self._manager.wait_until_finished)
+
+  def check(self) -> None:
+    """OSError when a save in the background has failed; returns at once."""
+    self._guard(self._manager.check_for_errors)
 
   def close(self) -> None:
     """Waits for the save in progress, then releases the threads."""
@@ -269,6 +273,24 @@ def _steps(root: epath.Path) -> list[int]:
 # Reading
 
 
+def _alike(read: Callable[[], Any]) -> Any:
+  """What `read` gives where it succeeds in every process; an error in all where it fails in one, so
+  that all go on from the same step."""
+  if jax.process_count() == 1:
+    return read()
+  found, failure = None, None
+  try:
+    found = read()
+  except Exception as error:
+    failure = error
+  failed = multihost_utils.process_allgather(np.int32(failure is not None))
+  if failure is not None:
+    raise failure
+  if failed.any():
+    raise OSError(f"process {int(failed.argmax())} cannot read it")
+  return found
+
+
 def _read_manifest(path: epath.Path) -> dict:
   manifest = leaves.unsign(_restore(path, manifest=ocp.args.JsonRestore())["manifest"])
   if manifest["format"] > _FORMAT:
@@ -285,7 +307,8 @@ def _read_state(path: epath.Path, entries: dict[str, dict], abstract_state: Any)
       leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     asked[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   whole = {name: leaf for name, leaf in asked.items() if leaf.size}
-  read = _restore_arrays(path, whole, ocp.checkpoint_utils.construct_restore_args(whole))
+  args = ocp.checkpoint_utils.construct_restore_args(whole)
+  read = _alike(lambda: _restore_arrays(path, whole, args))
   leaves.check_sums(entries, read)
   for name, leaf in asked.items():
     array = read[name] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
@@ -313,5 +336,9 @@ def _restore_arrays(path: epath.Path, item: dict, restore_args: dict) -> dict[st
 
 
 def _restore(path: epath.Path, **args: Any) -> Any:
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+  # Each process reads for itself: one that fails must not leave the others at a barrier.
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+  handler = ocp.CompositeCheckpointHandler()
+  with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
     return reader.restore(path, args=ocp.args.Composite(**args))

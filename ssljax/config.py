@@ -38,13 +38,18 @@ DEFAULTS: dict[str, Any] = {
     "views": None,
     "eval_views": None,
     "hidden": None,
+    "views_on": "host",  # or "device": made inside the step
+    "hidden_on": "host",
+    "canvas": None,  # (height, width) the host brings images to, where the step makes the views
+    "cache": "none",  # or "device": the whole data set lives on every device
     "workers": 0,  # threads that decode; 0 lets tf.data choose
     "max_pixels": 100_000_000,
   },
   "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
-  "log": {"every": 10, "tensorboard": True},
+  # watchdog: seconds without an end of the step after which the run ends (0: it waits for ever).
+  "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
-  "mesh": {"devices": 0, "state": "replicated", "min_size": 65536},
+  "mesh": {"devices": 0, "state": "replicated", "min_size": 65536, "replica": 1, "tensor": 1},
 }
 COMPONENTS = ("method", "encoder", "optimizer", "schedule")
 # Where ssljax keeps them: what a misspelt name is compared with.
@@ -57,8 +62,8 @@ SECTIONS = (*COMPONENTS, "data", "checkpoint", "log", "eval", "mesh")
 DTYPES = ("float32", "bfloat16", "float16")
 # Which keys may differ between a run and its resumption. The first match decides.
 FREE = (
-  "mesh", "log", "eval", "checkpoint", "data.workers", "data.eval_train", "data.eval_test",
-  "data.eval_views", "encoder.scan", "encoder.remat",
+  "mesh", "log", "eval", "checkpoint", "data.workers", "data.cache", "data.eval_train",
+  "data.eval_test", "data.eval_views", "encoder.scan", "encoder.remat",
 )  # fmt: skip
 
 

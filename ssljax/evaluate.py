@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ssljax import config as config_lib
 from ssljax import job as job_lib
-from ssljax import reporting, sharding
+from ssljax import processes, reporting, sharding
 from ssljax.evals import features as features_lib
 from ssljax.step import init_state
 
@@ -23,19 +24,26 @@ PICTURES = 8
 class Evaluation:
   """What one run measures of itself; built once, called at each evaluation."""
 
-  def __init__(self, job: job_lib.Job, workdir: pathlib.Path, log: Any = print):
+  def __init__(self, job: job_lib.Job, workdir: pathlib.Path, log: Any = processes.say):
     self.job, self.workdir, self.log = job, workdir, log
+    self._size = job_lib.eval_batch_size(job.config, job.mesh)
+    self._rows = sharding.local_rows(self._size, job.mesh)
     self.damaged: dict[str, str] = {}  # as in the pipeline: example name -> reason
     self.train, self.test = self._open("eval_train"), self._open("eval_test")
     self.parts = self._parts()
     self._check_best()
     method = job.method
-    self._encode = jax.jit(lambda p, e, batch: {"pooled": method.encode(p, e, batch)["pooled"]})
+    # What is read back must be whole in every process.
+    read = functools.partial(jax.jit, out_shardings=NamedSharding(job.mesh, PartitionSpec()))
+    self._copy = read(lambda x: x)
+    self._encode = read(lambda p, e, batch: {"pooled": method.encode(p, e, batch)["pooled"]})
     self._loss = jax.jit(
       lambda p, e, batch, step: method.loss(p, e, batch, jax.random.key(0), step)[0]
     )
     if method.reconstruct:
-      self._reconstruct = jax.jit(method.reconstruct)
+      self._reconstruct = read(
+        lambda p, e, batch, step: method.reconstruct(p, e, batch, jax.random.key(0), step)
+      )
 
   def _open(self, key: str) -> Any:
     """The source of data.eval_train or data.eval_test; None where it is not set or not needed."""
@@ -89,7 +97,7 @@ class Evaluation:
     train = test = None
     if self.parts:
       train, test = self._features(state.params, state.extra)
-      metrics |= self._measure(train, test)
+      metrics |= processes.from_first(lambda: self._measure(train, test))
       for name, found in self._baselines().items():
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
     if self.job.config["eval"]["heldout"] and self.test is not None:
@@ -99,22 +107,31 @@ class Evaluation:
     return {f"eval/{key}": value for key, value in metrics.items()}
 
   def _place(self, batch: Mapping) -> dict[str, jax.Array]:
+    """This process's rows of a batch, as global arrays."""
     keys = {"image", "index", "hidden", *self.job.method.needs}
     kept = {k: np.asarray(v) for k, v in batch.items() if k in keys}
-    size = job_lib.eval_batch_size(self.job.config, self.job.mesh)
-    rows = sharding.local_rows(size, self.job.mesh)
-    return sharding.to_global({k: v[rows] for k, v in kept.items()}, self.job.mesh, size)
+    return sharding.to_global(kept, self.job.mesh, self._size)
+
+  def _whole(self, batch: Mapping) -> dict[str, Any]:
+    """This process's rows of a batch -> the rows of all processes, in each of them."""
+    if processes.count() == 1:
+      return dict(batch)
+    return processes.settled(self._copy(sharding.to_global(batch, self.job.mesh, self._size)))
 
   @contextlib.contextmanager
-  def _examples(self, source: Any, **given: Any) -> Iterator[Any]:
-    """One pass over a source; what cannot be read is remembered."""
-    with self.job.examples(source, known=self.damaged, **given) as batches:
+  def _examples(self, source: Any, whole: bool = False, **given: Any) -> Iterator[Any]:
+    """One pass over a source, of which this process reads its rows (or all); what cannot be read
+    is remembered."""
+    rows = None if whole else self._rows
+    with self.job.examples(source, known=self.damaged, rows=rows, **given) as batches:
       yield batches
       self.damaged |= batches.damaged
 
   def _features(self, params: Any, extra: Any) -> tuple[Any, Any]:
     def encode(batch):
-      return self._encode(params, extra, self._place(batch))
+      known = {k: batch[k] for k in ("valid", "label", "index") if k in batch}
+      found = processes.settled(self._encode(params, extra, self._place(batch)))
+      return found | self._whole(known)
 
     found = []
     for source in (self.train, self.test):
@@ -144,23 +161,25 @@ class Evaluation:
   def _baselines(self) -> dict[str, dict[str, float]]:
     """The same measures of raw pixels and of the untrained encoder, measured once in a run."""
     config = config_lib.as_json(self.job.config)
-    data = {k: v for k, v in config["data"].items() if k not in ("workers", "hidden", "views")}
+    training = ("workers", "hidden", "views", "views_on", "hidden_on", "canvas", "cache")
+    data = {k: v for k, v in config["data"].items() if k not in training}
     prints = [self.train.fingerprint, self.test.fingerprint]
     parts = {"parts": self.parts, "data": data, "encoder": config["encoder"], "sources": prints}
     key = json.dumps(config_lib.as_json(parts) | {"seed": config["seed"]}, sort_keys=True)
     kept = self.workdir / "baselines.json"
-    if kept.exists():
-      found = json.loads(kept.read_text())
-      if found["key"] == key:
-        return found["metrics"]
-    found = {"baseline_random": self._measure(*self._features(*self._random))}
+    found = processes.from_first(lambda: json.loads(kept.read_text()) if kept.exists() else {})
+    if found.get("key") == key:
+      return found["metrics"]
+    given = {"baseline_random": self._features(*self._random)}
     del self.__dict__["_random"]
     raw = []
     for source in (self.train, self.test):
       with self._examples(source) as batches:
-        raw.append(features_lib.pixels(batches))
-    found["baseline_pixels"] = self._measure(*raw)
-    reporting.write_json(kept, {"key": key, "metrics": found})
+        raw.append(features_lib.pixels(map(self._whole, batches)))
+    given["baseline_pixels"] = (raw[0], raw[1])
+    found = processes.from_first(lambda: {k: self._measure(*v) for k, v in given.items()})
+    if processes.first():
+      reporting.write_json(kept, {"key": key, "metrics": found})
     return found
 
   def _heldout(self, state: Any) -> float:
@@ -173,16 +192,13 @@ class Evaluation:
     found: list[tuple[bool, float, int]] = []
     with self._examples(self.test, hidden=True, views=views) as batches:
       for batch in batches:
-        good = np.flatnonzero(batch["valid"])
+        valid = np.asarray(self._whole({"valid": batch["valid"]})["valid"])
+        good = np.flatnonzero(valid)
         if not len(good):
           continue
-        # The loss is a mean over all rows: those that do not count repeat the others in turn, so
-        # that each counts about once.
-        rows = np.resize(good, len(batch["valid"]))
-        rows[good] = good
-        placed = self._place({k: v[rows] for k, v in batch.items()})
+        placed = self._place(batch if valid.all() else self._repeated(batch, good))
         loss = self._loss(state.params, state.extra, placed, state.step)
-        found.append((len(good) == len(rows), float(loss), len(good)))
+        found.append((len(good) == self._size, float(loss), len(good)))
     if not found:
       raise ValueError(f"no image of {self.test.name} can be read")
     # Among several views a repeated example would be a negative of itself: whole batches alone
@@ -191,21 +207,30 @@ class Evaluation:
       found = [part for part in found if part[0]]
     return sum(loss * n for _, loss, n in found) / sum(n for _, _, n in found)
 
+  def _repeated(self, batch: Mapping, good: np.ndarray) -> dict[str, np.ndarray]:
+    """The loss is a mean over all rows: those that do not count repeat the `good` ones in turn, so
+    that each counts about once."""
+    rows = np.resize(good, self._size)
+    rows[good] = good
+    return {k: np.asarray(v)[rows[self._rows]] for k, v in self._whole(batch).items()}
+
   def _figures(self, state: Any, train: Any, test: Any) -> None:
     from ssljax.viz import neighbours, reconstructions
 
     folder = self.workdir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     source = self.test or self.job.source
-    size = job_lib.eval_batch_size(self.job.config, self.job.mesh)
-    indices = np.linspace(0, source.size - 1, min(size, source.size)).astype(int)
-    with self._examples(source, hidden=True, indices=indices) as batches:
+    indices = np.linspace(0, source.size - 1, min(self._size, source.size)).astype(int)
+    with self._examples(source, whole=True, hidden=True, indices=indices) as batches:
       batch = next(iter(batches))
+    seen = None
+    if self.job.hidden is not None and self.job.method.reconstruct:
+      placed = self._place({k: np.asarray(v)[self._rows] for k, v in batch.items()})
+      seen = self._reconstruct(state.params, state.extra, placed, state.step)
+      seen = np.asarray(seen, np.float32)[:PICTURES]
+    if not processes.first():
+      return
+    folder.mkdir(parents=True, exist_ok=True)
     if self.job.hidden is not None:
-      seen = None
-      if self.job.method.reconstruct:
-        args = (state.params, state.extra, self._place(batch), jax.random.key(0), state.step)
-        seen = np.asarray(self._reconstruct(*args), np.float32)[:PICTURES]
       image = unit_scale(batch["image"][:PICTURES])
       reconstructions.reconstruction_figure(
         folder / "reconstructions.png", image, batch["hidden"][:PICTURES], self.job.grid, seen
@@ -228,7 +253,7 @@ class Evaluation:
     neighbours.neighbours_figure(path, queries, found, similarity=near, **labels)
 
   def _images(self, source: Any, indices: np.ndarray) -> np.ndarray:
-    with self._examples(source, indices=indices) as batches:
+    with self._examples(source, whole=True, indices=indices) as batches:
       images = [batch["image"][batch["valid"]] for batch in batches]
     return unit_scale(np.concatenate(images))
 

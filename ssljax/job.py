@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from ssljax import config as config_lib
-from ssljax import reporting, sharding
+from ssljax import on_device, processes, reporting, sharding
 from ssljax.data import moments, pipeline, sources
 from ssljax.data.views import Views, recipe_of
-from ssljax.methods.combine import IMAGES, normalised
+from ssljax.methods.combine import IMAGES, normalised, viewed
 from ssljax.step import Method, init_state
 
 # Of the red, green and blue channels of ImageNet, on the 0…1 scale.
@@ -25,7 +25,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run, built: `batch` holds the shapes of a global batch, `state` those of the state."""
+  """A run, built: `batch` holds the shapes of a global batch as `method` sees it, `given` as the
+  training step is given it and `trained` takes it: the same, unless views or hidden places are made
+  in the step. `state` holds the shapes of the state."""
 
   config: dict[str, Any]
   mesh: jax.sharding.Mesh
@@ -42,6 +44,9 @@ class Job:
   state: Any
   mean: Any
   std: Any
+  feed: on_device.Feed
+  given: dict[str, jax.ShapeDtypeStruct]
+  trained: Method
 
   @property
   def image(self) -> jax.ShapeDtypeStruct:
@@ -62,17 +67,18 @@ class Job:
     """This process's training batches from a step on: endless, or `steps` of them."""
     config, data = self.config, self.config["data"]
     return pipeline.batches(
-      self.source,
+      self.feed.source,
       batch_size=config["batch_size"],
       seed=config["seed"],
       start_step=start_step,
       steps=steps,
       rows=sharding.local_rows(config["batch_size"], self.mesh).tolist(),
-      views=self.views,
-      hidden=self.hidden,
+      views=self.feed.views,
+      hidden=None if self.feed.draw_hidden else self.hidden,
       channels=data["channels"],
       workers=data["workers"],
       max_pixels=data["max_pixels"],
+      images=not self.feed.cached,
     )
 
   def examples(
@@ -82,9 +88,13 @@ class Job:
     indices: Any = None,
     known: dict | None = None,
     views: Any = None,
+    rows: Any = None,
   ) -> pipeline.Batches:
     """One pass over a source in order, in the evaluation view or in `views`; `known` damage is not
-    told again."""
+    told again.
+
+    Batches are whole (every process reads all of them), or hold only the given `rows`.
+    """
     config, data = self.config, self.config["data"]
     return pipeline.examples(
       source,
@@ -97,6 +107,7 @@ class Job:
       max_pixels=data["max_pixels"],
       indices=indices,
       known=known,
+      rows=rows,
     )
 
 
@@ -118,27 +129,39 @@ def component(spec: Mapping | None, **given: Any) -> Any:
   return None if spec is None else config_lib.build(spec, **given)
 
 
-def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
-  """Builds everything but the first array.
+def assemble(
+  config: Mapping, workdir: pathlib.Path | None = None, *, mesh: Any = None, source: Any = None
+) -> Job:
+  """Builds everything but the first array. A plan gives `mesh` (devices that need not be here) and
+  `source` (a description without data).
 
   Raises:
     ValueError, FileNotFoundError: what is wrong, in the user's words.
   """
   data = config["data"]
-  mesh = sharding.make_mesh(config["mesh"]["devices"])
+  planned = source is not None
+  if mesh is None:
+    axes = {key: config["mesh"][key] for key in ("devices", "replica", "tensor")}
+    mesh = sharding.make_mesh(**axes)
   sharding.check_batch(config["batch_size"], mesh, config["accum"])
   eval_batch_size(config, mesh)
+  sharding.check_processes(mesh)
   encoder = config_lib.build(config["encoder"], dtype=config["dtype"])
+  sharding.check_heads(encoder, mesh)
   views, eval_views = component(data["views"]), component(data["eval_views"])
   if isinstance(eval_views, Views):
     raise ValueError(
       "data.eval_views must give one view, e.g. dict(name='ssljax.data.views.resize_crop'), not"
       f" {data['eval_views']['name']}"
     )
-  source = open_source(config, data["split"])
+  if source is None:
+    source = open_source(config, data["split"])
+  feed = on_device.feed(config, source, views, planned)
+  source = feed.source
   shape = example_shape(source, views)
   grid = encoder.grid(shape[:-1])
   hidden = component(data["hidden"], grid=grid)
+  feed = on_device.hide(feed, config, hidden)
   method = build_method(config, encoder, hidden)
   total = dict(total_steps=config["total_steps"], batch_size=config["batch_size"])
   mean, std = statistics(config, source, workdir)
@@ -147,14 +170,19 @@ def assemble(config: Mapping, workdir: pathlib.Path | None = None) -> Job:
   tx = config_lib.build(config["optimizer"], schedule=schedule)
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
+  trained, given = method, batch
+  if feed.make_views or feed.draw_hidden:
+    trained = viewed(method, feed.make_views, feed.draw_hidden)
+    given = on_device.given_shapes(feed, batch, IMAGES)
   state = jax.eval_shape(lambda: init_state(method, tx, batch, config["seed"]))
   # On shapes alone: parts that do not go together show before the workdir is claimed.
-  jax.eval_shape(method.loss, state.params, state.extra, batch, state.rng, state.step)
+  jax.eval_shape(trained.loss, state.params, state.extra, given, state.rng, state.step)
   job = Job(
     dict(config), mesh, source, views, eval_views, hidden, grid, encoder, method, tx, schedule,
-    batch, placed(state, config, mesh), mean, std,
+    batch, placed(state, config, mesh), mean, std, feed, given, trained,
   )  # fmt: skip
-  job.batches(0, steps=0).close()  # says now what the pipeline will not accept
+  if not planned:
+    job.batches(0, steps=0).close()  # says now what the pipeline will not accept
   return job
 
 
@@ -173,7 +201,9 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
 
 
 def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
-  """Raises ValueError where the batch lacks what the method reads."""
+  """Raises ValueError where the batch lacks what the method reads, or must not be cut."""
+  if config["accum"] > 1 and method.whole:
+    raise ValueError(f"accum {config['accum']}: {method.whole}")
   missing = [key for key in method.needs if key not in batch]
   if not missing:
     return
@@ -186,8 +216,6 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     f"{config['method']['name']} needs {', '.join(missing)} in the batch, which has"
     f" {', '.join(batch)}{hint}"
   )
-  if config["accum"] > 1 and method.whole:
-    raise ValueError(f"accum {config['accum']}: {method.whole}")
 
 
 def example_shape(source: Any, views: Any) -> tuple[int, ...]:
@@ -239,8 +267,10 @@ def statistics(config: Mapping, source: Any, workdir: pathlib.Path | None) -> tu
     # A dry run, or a run that failed at once, may have measured another source here.
     if found["source"] == json.loads(json.dumps(source.fingerprint)):
       return found["mean"], found["std"]
-  mean, std = (np.asarray(x).tolist() for x in moments.moments(source, source.channels))
-  if kept:
+  mean, std = processes.from_first(
+    lambda: [np.asarray(x).tolist() for x in moments.moments(source, source.channels)]
+  )
+  if kept and processes.first():
     kept.parent.mkdir(parents=True, exist_ok=True)
     reporting.write_json(kept, {"mean": mean, "std": std, "source": source.fingerprint})
   return mean, std

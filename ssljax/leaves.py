@@ -109,7 +109,11 @@ def checksums(arrays: dict[str, Any]) -> dict[str, str]:
   exact in any order, so several processes get the same number as one, each touching its own shards.
   A single changed element always changes it; anything else escapes with probability 2^-64.
   """
-  sums = {name: _summer(getattr(x, "sharding", None))(x) for name, x in arrays.items()}
+  sums: dict[str, Any] = {}
+  for name, x in arrays.items():
+    sums[name] = _summer(getattr(x, "sharding", None))(x)
+    if jax.process_count() > 1:  # one after the other: see `processes.settled`
+      jax.block_until_ready(sums[name])
   return {name: f"{a:08x}{b:08x}" for name, (a, b) in jax.device_get(sums).items()}
 
 

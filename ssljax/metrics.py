@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class Writer:
   """Writes scalars to `metrics.jsonl` and, if asked, to TensorBoard; made by `open_writer`."""
 
-  def __init__(self, path: pathlib.Path, board: Any = None) -> None:
-    self._file = path.open("a", encoding="utf-8")
+  def __init__(self, path: str | os.PathLike, board: Any = None) -> None:
+    self._file = open(path, "a", encoding="utf-8")
     self._board = board
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -46,13 +46,20 @@ class Writer:
 
 
 def open_writer(
-  workdir: str | os.PathLike, *, tensorboard: bool = True, resume_step: int = 0
+  workdir: str | os.PathLike,
+  *,
+  tensorboard: bool = True,
+  resume_step: int = 0,
+  silent: bool = False,
 ) -> Writer:
   """Opens `workdir/metrics.jsonl` and, if asked, TensorBoard events in `workdir/tensorboard`.
 
   resume_step: the step the run goes on from. Lines of later steps are dropped, because they will be
   written again; 0 means that the run begins, and drops them all. TensorBoard keeps its events.
+  silent: nothing is written; another process of the run writes it.
   """
+  if silent:
+    return Writer(os.devnull)
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / "metrics.jsonl"

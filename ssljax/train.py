@@ -9,22 +9,38 @@ from typing import Any
 
 import jax
 
-from ssljax import checkpoint, environment, flops, metrics, reporting, sharding
+from ssljax import (
+  checkpoint,
+  environment,
+  flops,
+  metrics,
+  on_device,
+  processes,
+  reporting,
+  sharding,
+)
 from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax.data import sources
 from ssljax.evaluate import Evaluation
+from ssljax.methods.combine import normalised
 from ssljax.signals import stop_signals
 from ssljax.step import init_state, train_step
+from ssljax.trace import Trace
 
 
 def run(
-  config: Mapping[str, Any], workdir: str | os.PathLike, *, new_schedule: bool = False
+  config: Mapping[str, Any],
+  workdir: str | os.PathLike,
+  *,
+  new_schedule: bool = False,
+  profile: int = 0,
 ) -> dict[str, float]:
   """Trains until `total_steps`, from the newest good checkpoint in `workdir` if there is one.
 
   config: any mapping, complete or not (see `ssljax.config`). new_schedule: let `total_steps` and
-  the schedule differ from those the workdir was begun with. Returns the last value of each metric.
+  the schedule differ from those the workdir was begun with. profile: the first of three steps whose
+  trace is written to `workdir/profile`; 0 is none. Returns the last value of each metric.
 
   Raises:
     ValueError, FileNotFoundError: the config, the data or the workdir do not allow the run.
@@ -37,43 +53,50 @@ def run(
   evaluate = Evaluation(job, workdir)
   claim(workdir, config)
   checkpoints = checkpoint.open_checkpoints(
-    workdir / "checkpoints", **config["checkpoint"], log=print
+    workdir / "checkpoints", **config["checkpoint"], log=processes.say
   )
   with jax.set_mesh(job.mesh):
-    state = restore(job, checkpoints) or start(job)
     try:
-      return loop(job, state, checkpoints, evaluate, workdir)
+      trace = Trace(workdir / "profile", profile)
+      with processes.together(config["log"]["watchdog"]) as watch:
+        state = restore(job, checkpoints) or start(job)
+        return loop(job, state, checkpoints, evaluate, workdir, watch, trace)
     finally:
       checkpoints.close()
 
 
-def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
+def loop(job, state, checkpoints, evaluate, workdir, watch, trace) -> dict[str, float]:
   """The steps, and what belongs between them. Step s is the state after s updates."""
   config = job.config
   total, batch_size, log = config["total_steps"], config["batch_size"], config["log"]
   first, pending = int(state.step), []
   last: dict[str, float] = {}
-  print(metrics.parameter_table(state.params))
-  step_fn = compiled_step(job)
-  writer = metrics.open_writer(workdir, tensorboard=log["tensorboard"], resume_step=first)
-  progress = metrics.Progress(total, first)
+  processes.say(metrics.parameter_table(state.params))
+  step_fn, place = compiled_step(job), on_device.placer(job.feed, job.mesh, batch_size)
+  writer, progress = outputs(workdir, log, first, total)
   with stop_signals() as stop, job.batches(first) as batches:
     speed = throughput(job)
+    trace.after(first, state.step)
     for step in range(first + 1, total + 1):
+      watch.at(f"step {step}, waiting for data")
       with speed.waiting():
         batch = next(batches)
-      state, found = step_fn(state, sharding.to_global(batch, job.mesh, batch_size))
+      watch.at(f"step {step}")
+      state, found = step_fn(state, place(batch))
       speed.step()
       pending.append((step, found, batch["index"]))
+      trace.after(step, found)
       jax.block_until_ready(pending[-2:][0][1])  # at most two steps in flight
-      stopping = stop.is_set()  # looked at once: a later signal must not skip the save below
+      stopping = stop(step)  # looked at once: a later signal must not skip the save below
       ends = step == total or stopping
       to_log = step % log["every"] == 0 or ends
       to_evaluate = is_due(config["eval"]["every"], step, total)
       to_save = checkpoints.should_save(step) or to_evaluate or ends
       if to_log or to_save:
         numbers = checked(pending) | {"train/lr": float(job.schedule(step - 1))}
+      watch.rest()
       if to_log:
+        checkpoints.check()
         numbers |= speed.read()
         writer.write(step, numbers)
         progress.update(step, numbers)
@@ -87,19 +110,39 @@ def loop(job, state, checkpoints, evaluate, workdir) -> dict[str, float]:
         progress.note(headline(step, scores))
       if to_save:
         # Before the save: what was met before a checkpoint is not met again by a resumed run.
-        reporting.tell_damaged(workdir, batches.damaged | evaluate.damaged, progress.note)
+        tell_damaged(workdir, batches.damaged | evaluate.damaged, progress.note)
         with speed.paused():
           save(job, checkpoints, state, step, scores)
-      if to_evaluate:
+      if to_evaluate and processes.first():
         reporting.write(workdir)
       if stopping:
         progress.note(f"stopped by a signal at step {step}; the same command goes on from there")
         break
+  trace.stop()
   checkpoints.wait()
   writer.close()
   progress.close()
-  print(f"wrote {reporting.write(workdir)}")
+  if processes.first():
+    processes.say(f"wrote {reporting.write(workdir)}")
   return last
+
+
+def outputs(workdir, log, first, total) -> tuple[metrics.Writer, metrics.Progress]:
+  """Where numbers go; nowhere but in the first process."""
+  silent = not processes.first()
+  writer = metrics.open_writer(
+    workdir, tensorboard=log["tensorboard"], resume_step=first, silent=silent
+  )
+  return writer, metrics.Progress(total, first, stream=open(os.devnull, "w") if silent else None)
+
+
+def tell_damaged(workdir, damaged: Mapping[str, str], say) -> None:
+  """The unreadable images that any process met, told once by the first."""
+  found: dict[str, str] = {}
+  for one in processes.to_first(dict(damaged)):
+    found |= one
+  if processes.first():
+    reporting.tell_damaged(workdir, found, say)
 
 
 def throughput(job):
@@ -118,6 +161,7 @@ def model_flops(job) -> float:
   if getattr(encoder, "remat", "none") != "none":
     encoder = encoder.clone(remat="none")
   method = job_lib.build_method(job.config, encoder, job.hidden)
+  method = normalised(method, job.mean, job.std)  # without it the losses would see whole numbers
   step = functools.partial(train_step, method, job.tx, 1)
   plain = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
   return flops.count_flops(step, plain(job.state), plain(job.batch))
@@ -125,11 +169,11 @@ def model_flops(job) -> float:
 
 def compiled_step(job):
   """The training step, compiled for the job's shapes and placement; the state is donated."""
-  step = functools.partial(train_step, job.method, job.tx, job.config["accum"])
+  step = functools.partial(train_step, job.trained, job.tx, job.config["accum"])
   where = jax.tree.map(lambda x: x.sharding, job.state)
   rows = sharding.batch_sharding(job.mesh)
   jitted = jax.jit(step, donate_argnums=0, in_shardings=(where, rows), out_shardings=(where, None))
-  return jitted.lower(job.state, job.batch).compile()
+  return jitted.lower(job.state, job.given).compile()
 
 
 def start(job):
@@ -142,7 +186,7 @@ def start(job):
     return state
   from ssljax.interop import graft
 
-  params, extra = graft(config["init_from"], job, state.params, state.extra, log=print)
+  params, extra = graft(config["init_from"], job, state.params, state.extra, log=processes.say)
   place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.sharding))
   return state._replace(params=place(params, state.params), extra=place(extra, state.extra))
 
@@ -155,7 +199,7 @@ def restore(job, checkpoints):
   state, meta = found
   if change := sources.source_change(meta["source"], job.source.fingerprint):
     raise ValueError(f"the source {job.source.name} changed since the checkpoint: {change}")
-  print(f"resumed at step {int(state.step)}")
+  processes.say(f"resumed at step {int(state.step)}")
   return state
 
 
@@ -211,5 +255,7 @@ def check_workdir(workdir: pathlib.Path, config: Mapping, new_schedule: bool) ->
 
 def claim(workdir: pathlib.Path, config: Mapping) -> None:
   """Writes what the run is and what it runs on."""
+  if not processes.first():
+    return
   environment.write(workdir)
   reporting.write_json(workdir / "config.json", config_lib.as_json(config))

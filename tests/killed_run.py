@@ -2,7 +2,9 @@
 
 python tests/killed_run.py PLACE --config=tests/killed_run.py:METHOD --workdir=DIR
 PLACE: "step:5" (SIGKILL while step 5 is computed), "save:3" (SIGKILL when the files of checkpoint 3
-are written and not yet renamed into place), "term:5" (SIGTERM while step 5 is computed), "none".
+are written and not yet renamed into place), "term:5" (SIGTERM while step 5 is computed), "hang:5" (the batch of
+step 5 never comes), "lack:5" (OSError in place of that batch), "none".
+With "@1" at its end the place is for process 1 alone.
 """
 
 import os
@@ -69,12 +71,35 @@ def die_while_saving(step: int) -> None:
   atomicity.AtomicRenameTemporaryPath.finalize = deadly
 
 
+def stop_feeding(step: int, hang: bool) -> None:
+  """The batch of a step does not come, or fails to."""
+  import threading
+
+  from ssljax.data import pipeline
+
+  plain = pipeline.order.places
+
+  def places(number, *rest):
+    if number + 1 == step and hang:
+      threading.Event().wait()
+    if number + 1 == step:
+      raise OSError("the disk with the images is gone")
+    return plain(number, *rest)
+
+  pipeline.order.places = places
+
+
 def run(place: str, arguments: list[str]) -> int:
+  place, _, only = place.partition("@")
+  if only and f"--process_id={only}" not in arguments:
+    place = "none"
   kind, _, step = place.partition(":")
   if kind == "save":
     die_while_saving(int(step))
   elif kind in ("step", "term"):
     die_while_stepping(int(step), signal.SIGKILL if kind == "step" else signal.SIGTERM)
+  elif kind in ("hang", "lack"):
+    stop_feeding(int(step), kind == "hang")
   from ssljax import main, reporting
 
   reporting.write = no_report

@@ -1,4 +1,5 @@
-"""The main job without TensorFlow, clu and ml_collections: plain dict, data in memory."""
+"""The main job without TensorFlow, clu and ml_collections: plain dict, data in memory, views in the
+step."""
 
 import pathlib
 import subprocess
@@ -16,9 +17,12 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import tiny
 from ssljax import train
 
+# Everything that a batch needs is on the device: images, views, hidden places.
+crop = dict(name="ssljax.data.views.crop_flip", size=(32, 32), jitter=(0.4, 0.4, 0.4, 0.1))
+device = dict(views=crop, views_on="device", hidden_on="device", cache="device")
 found = train.run(tiny.config(
   total_steps=4,
-  data=dict(eval_train="train[:48]", eval_test="train[48:]"),
+  data=dict(eval_train="train[:48]", eval_test="train[48:]") | device,
   checkpoint=dict(every=2),
   mesh=dict(devices=1),
   eval=dict(

@@ -41,6 +41,12 @@ def batch(name: str, number: int = 0) -> dict[str, np.ndarray]:
     return next(batches)
 
 
+def seen(name: str) -> dict[str, np.ndarray]:
+  """A batch with what `encode` takes: pictures."""
+  one = batch(name)
+  return one if "image" in one else one | {"image": one["views"][:, 0]}
+
+
 def losses(name: str, *args, steps: int = 3, same: bool = False) -> tuple[list[float], object]:
   """Losses of the first steps, and the state after them."""
   built = job(name, *args)
@@ -78,9 +84,15 @@ def test_step_keeps_the_form_of_the_state(name):
 
 
 def test_loss_falls_on_one_batch(name):
-  found, _ = losses(name, steps=40, same=True)
+  if "queue" in job(name).config["method"] and job(name).config["method"]["queue"]:
+    # One batch again and again would meet itself in the queue, which begins with random rows.
+    found, _ = losses(name, steps=40)
+    first = found[3:7]
+  else:
+    found, _ = losses(name, steps=40, same=True)
+    first = found[:2]
   assert np.isfinite(found).all()
-  assert np.mean(found[-5:]) < 0.95 * np.mean(found[:2])
+  assert np.mean(found[-5:]) < 0.95 * np.mean(first)
 
 
 @pytest.mark.parametrize("state", sharding.STATES)
@@ -93,6 +105,10 @@ def test_same_losses_on_one_and_eight_devices(name, state):
 
 
 def test_accumulation_equals_the_large_batch(name):
+  if job(name).method.whole:
+    with pytest.raises(ValueError, match='accum 4: .* method.batch_norm="microbatch"'):
+      job(name, 1, "replicated", 4)
+    return
   whole, state = losses(name)
   parts, accumulated = losses(name, 1, "replicated", 4)
   np.testing.assert_allclose(whole, parts, rtol=1e-5)
@@ -107,27 +123,32 @@ def test_no_gradient_into_extra(name):
   def loss(extra):
     return built.method.loss(params, extra, batch(name), jax.random.key(1), 0)[0]
 
-  for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(extra)):
-    assert not np.asarray(leaf).any()
+  for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, allow_int=True))(extra)):
+    assert leaf.dtype == jax.dtypes.float0 or not np.asarray(leaf).any()
 
 
 def test_update_moves_extra_towards_the_parameters(name):
   built = job(name)
   params, extra = built.method.init(jax.random.key(0), batch(name))
+  _, (stats, _) = jax.jit(built.method.loss)(params, extra, batch(name), jax.random.key(1), 0)
   moved = jax.tree.map(lambda x: x + 1, params)
-  after = built.method.update(moved, extra, {}, 0)
+  after = built.method.update(moved, extra, stats, 0)
   assert shapes(after) == shapes(extra)
-  if name != "data2vec":
-    assert after == {}
-    return
-  for before, now in zip(jax.tree.leaves(extra), jax.tree.leaves(after)):
+  for before, now in zip(*(jax.tree.leaves(x.get("teacher", {})) for x in (extra, after))):
     np.testing.assert_allclose(now, before + 0.1, atol=1e-6)  # momentum 0.9 in the table
+  assert ("teacher" in extra) == (name in ("data2vec", "moco"))
+  for before, now in zip(*(jax.tree.leaves(x.get("stats", {})) for x in (extra, after))):
+    assert np.abs(now - before).max() > 1e-6
+  if "queue" in extra:
+    assert int(after["position"]) == 16
+    np.testing.assert_array_equal(after["queue"][16:], extra["queue"][16:])
+    np.testing.assert_allclose(np.linalg.norm(after["queue"], axis=-1), 1, rtol=1e-5)
 
 
 def test_does_not_collapse(name):
   built = job(name)
   _, state = losses(name, steps=40, same=True)
-  out = jax.jit(built.method.encode)(state.params, state.extra, batch(name))
+  out = jax.jit(built.method.encode)(state.params, state.extra, seen(name))
   pooled = np.asarray(out["pooled"])
   # Centred: class tokens share a large mean from the start, which would hide the spread.
   assert effective_rank(pooled - pooled.mean(0)) > 3
@@ -141,7 +162,7 @@ def test_draws_belong_to_examples_not_to_rows(name):
   turned = {key: value[::-1] for key, value in one.items()}
   first, _ = loss(params, extra, one, jax.random.key(1), 0)
   second, _ = loss(params, extra, turned, jax.random.key(1), 0)
-  np.testing.assert_allclose(first, second, rtol=1e-6)
+  np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
 def test_one_compile_serves_all_steps(name):
@@ -158,18 +179,20 @@ def test_one_compile_serves_all_steps(name):
 def test_encode_returns_what_it_says(name):
   built = job(name)
   params, extra = built.method.init(jax.random.key(0), batch(name))
-  out = built.method.encode(params, extra, batch(name), layers=(0, -1))
+  out = built.method.encode(params, extra, seen(name), layers=(0, -1))
   assert out["pooled"].shape == (16, 32) and out["pooled"].dtype == jnp.float32
-  assert out["patches"].shape == (16, 64, 32)
-  assert out["layer_0"].shape == out["layer_1"].shape == (16, 64, 32)
-  again = built.method.encode(params, extra, batch(name))
+  assert out["patches"].shape == (16, np.prod(built.grid), 32)
+  assert out[f"layer_{built.encoder.depth - 1}"].shape == out["patches"].shape
+  if built.encoder.patch:
+    assert out["layer_0"].shape == (16, 64, 32)
+  again = built.method.encode(params, extra, seen(name))
   np.testing.assert_array_equal(out["pooled"], again["pooled"])  # evaluation mode: no draws
 
 
 def test_reconstruction_keeps_what_is_visible(name):
   built = job(name)
   if built.method.reconstruct is None:
-    assert name == "data2vec"
+    assert name not in ("mae", "simmim")
     return
   one = batch(name)
   params, extra = built.method.init(jax.random.key(0), one)
@@ -182,6 +205,8 @@ def test_reconstruction_keeps_what_is_visible(name):
 
 def test_a_missing_key_is_named(name):
   config = tiny.config(name)
-  config["data"]["hidden"] = None
-  with pytest.raises(ValueError, match="data.hidden is not set"):
+  place = "views" if config["data"].get("views") else "hidden"
+  config["data"][place] = None
+  says = "data.hidden is not set" if place == "hidden" else "needs views in the batch"
+  with pytest.raises(ValueError, match=says):
     job_lib.assemble(config_lib.complete(config))

@@ -1,6 +1,9 @@
 """Where arrays live: the placement rule, rows of the batch, and the same losses everywhere."""
 
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -9,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax import sharding, train
+from ssljax.models import layers
 
 
 def spec(shape, devices=8, placement="full", min_size=64, dtype="float32"):
@@ -129,3 +133,117 @@ def losses(**mesh):
 def test_replicated_and_sharded_agree_with_scan_and_rematerialisation():
   whole = losses(devices=2, state="replicated")
   np.testing.assert_allclose(losses(devices=2, state="full"), whole, rtol=1e-5)
+
+
+MESHES: dict[str, dict] = {
+  "one device": dict(devices=1),
+  "data": dict(state="full"),
+  "replica": dict(state="full", replica=2),
+  "replica, not sharded": dict(replica=4),
+  "tensor": dict(tensor=2),
+  "tensor and data": dict(state="full", tensor=2),
+  "all three": dict(state="full", replica=2, tensor=2),
+}
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return losses(**MESHES["one device"])
+
+
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "one device"])
+def test_losses_are_those_of_one_device_on_every_mesh(name, reference):
+  np.testing.assert_allclose(losses(**MESHES[name]), reference, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+  "leaf, shape, wanted",
+  [
+    ("attn/qkv/kernel", (64, 192), ("data", "tensor")),  # columns
+    ("attn/qkv/bias", (192,), ("tensor",)),
+    ("attn/proj/kernel", (64, 64), ("tensor", "data")),  # rows
+    ("attn/proj/bias", (64,), ("data",)),
+    ("mlp/fc1/kernel", (64, 256), ("data", "tensor")),
+    ("mlp/fc2/kernel", (256, 64), ("tensor", "data")),
+    ("norm1/scale", (64,), ("data",)),
+    ("stem/kernel", (48, 64), (None, "data")),
+  ],
+)
+def test_the_tensor_axis_splits_pairs_of_matrices(leaf, shape, wanted):
+  tree = jax.ShapeDtypeStruct(shape, "float32")
+  for key in reversed(leaf.split("/")):
+    tree = {key: tree}
+  mesh = sharding.make_mesh(tensor=2)
+  assert dict(mesh.shape) == {"data": 4, "tensor": 2}
+  found = sharding.state_shardings(tree, mesh, placement="full", min_size=1)
+  assert tuple(jax.tree.leaves(found)[0].spec) == wanted
+  kept = sharding.state_shardings(tree, mesh, placement="replicated", min_size=1)
+  assert set(jax.tree.leaves(kept)[0].spec) <= {None, "tensor"}
+
+
+def test_the_replica_axis_holds_whole_copies_and_shares_the_batch():
+  mesh = sharding.make_mesh(replica=2)
+  assert dict(mesh.shape) == {"replica": 2, "data": 4}
+  found = sharding.state_shardings(
+    {"x": jax.ShapeDtypeStruct((64, 64), "float32")}, mesh, placement="full", min_size=1
+  )
+  assert found["x"].shard_shape((64, 64)) == (16, 64)
+  assert sharding.batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+  "mesh, message",
+  [
+    (dict(replica=3), "mesh.replica 3 does not divide 8 devices"),
+    (dict(replica=2, tensor=8), "does not divide 8 devices"),
+    (dict(tensor=0), "mesh.tensor 0 does not divide"),
+  ],
+)
+def test_axes_that_do_not_divide_the_devices(mesh, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(**mesh)
+
+
+def test_heads_that_the_tensor_axis_does_not_divide():
+  config = tiny.config(mesh=dict(tensor=4))
+  with pytest.raises(ValueError, match="mesh.tensor 4 does not divide the 2 heads"):
+    job_lib.assemble(config_lib.complete(config))
+
+
+def test_a_batch_is_dealt_out_to_groups_of_devices():
+  with pytest.raises(ValueError, match="batch_size 6 is not divisible by 4 groups of devices"):
+    sharding.check_batch(6, sharding.make_mesh(tensor=2))
+  sharding.check_batch(4, sharding.make_mesh(tensor=2))
+
+
+def test_attention_follows_the_platform_that_is_compiled_for(monkeypatch):
+  """Not that of this machine: a plan is made for a TPU where there is none."""
+  taken = []
+
+  def plain(q, k, v, **given):
+    taken.append(given["implementation"])
+    return q
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+  q = jnp.ones((2, 4, 2, 8), jnp.bfloat16)
+  layers.attend(q, q, q, None)
+  assert not taken
+  monkeypatch.setattr(layers, "compiled_platform", lambda: "tpu")
+  layers.attend(q, q, q, None)
+  monkeypatch.setattr(layers, "compiled_platform", lambda: "gpu")
+  layers.attend(q, q, q, None)  # no GPU is here that could say what it can do
+  monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
+  layers.attend(q, q, q, None)
+  odd, bias = q[:, :3], jnp.zeros((1, 2, 3, 3), jnp.bfloat16)
+  layers.attend(odd, odd, odd, bias)
+  layers.attend(q.astype(jnp.float32), q, q, None)
+  assert taken == ["xla", "xla", "cudnn", "xla", "xla"]
+
+
+def test_the_platform_of_the_mesh_counts():
+  with jax.set_mesh(sharding.make_mesh(2)):
+    assert jax.jit(lambda x: (seen.append(layers.compiled_platform()), x)[1])(1) == 1
+  assert seen == ["cpu"]
+
+
+seen: list[str] = []

@@ -104,6 +104,7 @@ def batches(
   max_pixels: int = MAX_PIXELS,
   shuffle: bool = True,
   steps: int | None = None,
+  images: bool = True,
 ) -> Batches:
   """Training batches from global step `start_step` on: endless, or `steps` of them.
 
@@ -111,7 +112,7 @@ def batches(
   image [b h w c] in the source's dtype, or those of the recipe (such as views [b v h w c]), index
   int32 [b], label int32 [b] if the source has labels, hidden bool [b n]. Unreadable images are
   replaced in place by a candidate that depends on the place alone, and listed. workers: threads
-  that decode (0: one per core).
+  that decode (0: one per core). images: False leaves them out, for those who have them elsewhere.
   """
   _check(source, batch_size, views, hidden, grid)
   if batch_size > source.size:
@@ -126,7 +127,10 @@ def batches(
   def plan(step):
     return Plan(*order.places(step, batch_size, mine, source.size, seed, shuffle))
 
-  stream = _stream(source, plan, start_step, last, seed, views, channels, workers, max_pixels)
+  if images:
+    stream = _stream(source, plan, start_step, last, seed, views, channels, workers, max_pixels)
+  else:
+    stream = _arrays(source, plan, start_step, last, images=False), {}
   return _ahead(source, stream, seed, hidden)
 
 
@@ -153,12 +157,13 @@ def _stream(
   return loader.run(first, last), damaged
 
 
-def _arrays(source, plan, first, last):
+def _arrays(source, plan, first, last, images=True):
   """Batches of arrays without views: NumPy only."""
   step = first
   while last is None or step < last:
     here = plan(step)
-    yield here, {"image": source.fetch(here.index)}, np.ones(len(here.index), bool), None
+    made = {"image": source.fetch(here.index)} if images else {}
+    yield here, made, np.ones(len(here.index), bool), None
     step += 1
 
 
@@ -183,15 +188,20 @@ def _ahead(source, stream, seed, hidden, valid_rows=None) -> Batches:
   return Batches(produce(), damaged)
 
 
+def check_channels(views: View | Views | None, channels: int):
+  """Raises ValueError where a view needs colour that the images do not have."""
+  for view in recipe_of(views).each():
+    if view.colour and channels != 3:
+      operation, argument = view.colour
+      raise ValueError(
+        f"{operation} needs RGB images, but channels is {channels}: set {argument} to zero"
+      )
+
+
 def _check(source, batch_size, views, hidden, grid):
   if batch_size < 1:
     raise ValueError(f"batch_size is {batch_size}: at least 1 is needed")
-  for view in recipe_of(views).each():
-    if view.colour and source.channels != 3:
-      operation, argument = view.colour
-      raise ValueError(
-        f"{operation} needs RGB images, but channels is {source.channels}: set {argument} to zero"
-      )
+  check_channels(views, source.channels)
   if hidden is not None and grid is not None and tuple(grid) != hidden.grid:
     raise ValueError(
       f"hidden places were built for the grid {hidden.grid}, the encoder's is {tuple(grid)}"
@@ -211,9 +221,10 @@ def examples(
   max_pixels: int = MAX_PIXELS,
   indices: Sequence[int] | None = None,
   known: dict[str, str] | None = None,
+  rows: Sequence[int] | None = None,
 ) -> Batches:
   """One pass in order (over `indices`, or all): the last batch is padded, `valid` bool [b] says
-  which rows count.
+  which rows count. Of each batch only `rows` are supplied (None: all).
 
   Unreadable images come with valid False and are listed. Draws are those of epoch 0, the same on
   every pass. `known`: damaged images of earlier passes, which are not named in the log again.
@@ -222,14 +233,14 @@ def examples(
   wanted = np.arange(source.size) if indices is None else np.asarray(indices, np.int64)
   if len(wanted) == 0:
     raise ValueError(f"no example of {source.name} is asked for")
+  mine = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
 
   def plan(step):
     # Padding repeats the last example: it is decoded, and not counted.
-    place = np.minimum(np.arange(step * batch_size, (step + 1) * batch_size), len(wanted) - 1)
+    place = np.minimum(step * batch_size + mine, len(wanted) - 1)
     index = wanted[place]
     return Plan(np.zeros_like(index), np.full_like(index, -1), index)
 
   last = -(-len(wanted) // batch_size)
   stream = _stream(source, plan, 0, last, seed, views, channels, workers, max_pixels, known)
-  rows = np.arange(batch_size)
-  return _ahead(source, stream, seed, hidden, lambda step: step * batch_size + rows < len(wanted))
+  return _ahead(source, stream, seed, hidden, lambda step: step * batch_size + mine < len(wanted))

@@ -21,7 +21,8 @@ def extract(
   """Pooled features of every valid row, in order: batches of [b h w c] -> [n d].
 
   Args:
-    encode: batch -> {"pooled": [b d], ...}; compiled and placed by the caller.
+    encode: batch -> {"pooled": [b d], ...}; compiled and placed by the caller. If it gives
+      `valid`, `label` or `index` too, they replace the batch's, which then may hold fewer rows.
     batches: one pass; rows whose `valid` is False (padding, unreadable images) are dropped.
 
   Raises:
@@ -30,10 +31,10 @@ def extract(
   rows, waiting = [], None
   for batch in batches:
     # Dispatch before the previous result is copied: host and device overlap.
-    pooled = encode(batch)["pooled"]
+    found = encode(batch)
     if waiting is not None:
       rows.append(_valid_rows(*waiting))
-    waiting = (batch, pooled)
+    waiting = ({**batch, **found}, found["pooled"])
   if waiting is not None:
     rows.append(_valid_rows(*waiting))
   return _joined(rows)

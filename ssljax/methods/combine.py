@@ -1,10 +1,13 @@
 """Combinators: a method in, a method out."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from ssljax.step import Method
+from ssljax.step import Method, example_keys
 
 IMAGES = ("image", "views", "global", "local")
 
@@ -42,3 +45,43 @@ def normalised(method: Method, mean: Sequence[float], std: Sequence[float]) -> M
     encode=lambda params, extra, batch, layers=(): method.encode(params, extra, on(batch), layers),
     reconstruct=reconstruct if method.reconstruct else None,
   )
+
+
+def viewed(method: Method, views: Any = None, hidden: Callable | None = None) -> Method:
+  """The method trained on raw examples: views and hidden places are made inside the step.
+
+  Args:
+    views: `draw(key)` and `apply(image [h w c], drawn) -> leaves`, which take the place of `image`.
+    hidden: key -> bool [n].
+
+  What is drawn belongs to (seed, step, index). `init`, `encode` and `reconstruct` are the method's
+  own: they take batches as the method sees them.
+  """
+
+  def on(inner):
+    def outer(params, extra, batch, rng, step):
+      return inner(params, extra, make_views(batch, rng, views, hidden), rng, step)
+
+    return outer
+
+  # Not `couple`: it meets the examples as what `embed` made of them.
+  given = {"loss", "embed"} & {name for name in method._fields if getattr(method, name) is not None}
+  made = (*(IMAGES if views else ()), *(("hidden",) if hidden else ()))
+  needs = {"image", "index", *(key for key in method.needs if key not in made)}
+  inside = {name: on(getattr(method, name)) for name in given}
+  return method._replace(needs=tuple(sorted(needs)), **inside)
+
+
+def make_views(batch: dict, rng: jax.Array, views: Any, hidden: Callable | None) -> dict:
+  """The batch with views made of `image`, and hidden places drawn; see `viewed`."""
+
+  def keys(name):
+    return example_keys(jax.random.fold_in(rng, zlib.crc32(name.encode())), batch["index"])
+
+  made = dict(batch)
+  if views is not None:
+    image = made.pop("image")
+    made |= jax.vmap(lambda key, x: views.apply(x, views.draw(key)))(keys("views"), image)
+  if hidden is not None:
+    made["hidden"] = jax.vmap(hidden)(keys("hidden"))
+  return made

@@ -173,9 +173,9 @@ def two_view(
       "the encoder's batch norm sees the whole batch;"
       ' method.batch_norm="microbatch" gives each microbatch its own statistics'
     )
-  loss_fn, needs = coupled(embed, couple), ("views", "index")
-  parts = dict(needs=needs, embed=embed, couple=couple, whole=whole)
-  return Method(init, loss_fn, update, encode, **parts)
+  return Method(
+    init, coupled(embed, couple), update, encode, None, ("views", "index"), embed, couple, whole
+  )
 
 
 def _run(together: bool, module, params, stats, x, **given):

@@ -1,0 +1,116 @@
+"""Recipes of views, under the names and with the arguments of those in `ssljax.data.views`, which
+checks the arguments."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ssljax.views import colour as colour_lib
+from ssljax.views.colour import Colour
+from ssljax.views.crop import TRIES, inception_window, resize_window, unit_scale
+
+
+class View(NamedTuple):
+  """A view of one image: `draw(key) -> parameters`, `apply(image [h w c], parameters) -> float32
+  [size c]`, integers on the 0…1 scale."""
+
+  draw: Callable
+  apply: Callable
+
+
+class Views(NamedTuple):
+  """The views of each example: what each leaf of the batch is made of.
+
+  A tuple of views is stacked, [v size c], a single one is not: {"image": a}, {"views": (a, b)}.
+  """
+
+  leaves: Mapping[str, Any]
+
+  def each(self) -> list[View]:
+    """All views, leaf by leaf."""
+    groups = [[v] if isinstance(v, View) else v for v in self.leaves.values()]
+    return [view for group in groups for view in group]
+
+  def draw(self, key: jax.Array) -> tuple:
+    """Parameters of each view. The first has the example's own key, the others keys beside it."""
+    return tuple(
+      view.draw(jax.random.fold_in(key, n) if n else key) for n, view in enumerate(self.each())
+    )
+
+  def apply(self, image: jax.Array, drawn: tuple) -> dict[str, jax.Array]:
+    """Image [h w c] -> the leaves of one example."""
+    made = iter([view.apply(image, one) for view, one in zip(self.each(), drawn)])
+    return {
+      leaf: next(made) if isinstance(views, View) else jnp.stack([next(made) for _ in views])
+      for leaf, views in self.leaves.items()
+    }
+
+
+def keep() -> Views:
+  """No change: for arrays that have the right size."""
+  return Views({"image": View(lambda key: {}, lambda image, drawn: unit_scale(image))})
+
+
+def crop_flip(
+  *,
+  size: Sequence[int] = (224, 224),
+  scale: Sequence[float] = (0.2, 1.0),
+  ratio: Sequence[float] = (3 / 4, 4 / 3),
+  method: str = "bicubic",
+  flip: bool = True,
+  jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+) -> Views:
+  """Inception crop, flip, colour jitter: `image` [size c]. See `ssljax.data.views.crop_flip`."""
+  return Views({"image": _crop(size, scale, ratio, method, 0.5 if flip else 0.0, Colour(jitter))})
+
+
+def two_views(
+  *,
+  size: Sequence[int] = (224, 224),
+  scale: Sequence[float] = (0.08, 1.0),
+  ratio: Sequence[float] = (3 / 4, 4 / 3),
+  method: str = "bicubic",
+  flip: float = 0.5,
+  jitter: Sequence[float] = (0.8, 0.8, 0.8, 0.2),
+  jitter_probability: Sequence[float] = (0.8, 0.8),
+  gray: Sequence[float] = (0.2, 0.2),
+  blur: Sequence[float] = (0.5, 0.5),
+  blur_sigma: Sequence[float] = (0.1, 2.0),
+  blur_kernel: int = 0,
+  solarize: Sequence[float] = (0.0, 0.0),
+  solarize_threshold: float = 0.5,
+) -> Views:
+  """Two views of each image: `views` [2 size c]; inception crop, jitter, grey, blur, solarise,
+  flip. See `ssljax.data.views.two_views`."""
+  each = dict(jitter_probability=jitter_probability, gray=gray, blur=blur, solarize=solarize)
+  kernel = colour_lib.kernel_size(_size(size), blur_kernel)
+  shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
+  pair: list[Any] = [dict(zip(each, values)) for values in zip(*each.values())]
+  crops = [_crop(size, scale, ratio, method, flip, Colour(jitter, **one, **shared)) for one in pair]
+  return Views({"views": tuple(crops)})
+
+
+def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
+  """Inception crop, flip with a probability, colours; draws what it needs from one key."""
+  size = _size(size)
+
+  def draw(key):
+    u = jax.random.uniform(key, (4 * TRIES + 1 + colour_lib.DRAWS,))
+    crop, rest = u[: 4 * TRIES].reshape(4, TRIES), u[4 * TRIES :]
+    return {"crop": crop, "flip": rest[0] < flip} | colour_lib.draw(rest[1:], colour)
+
+  def apply(image, drawn):
+    window = inception_window(*image.shape[:2], drawn["crop"], scale, ratio)
+    part = resize_window(unit_scale(image), window, size, method, drawn["flip"] if flip else None)
+    part = colour_lib.alter(part, drawn, colour)
+    # Bicubic weights swing over: integers cannot, floats on their own scale may.
+    return jnp.clip(part, 0.0, 1.0) if jnp.issubdtype(image.dtype, jnp.integer) else part
+
+  return View(draw, apply)
+
+
+def _size(size) -> tuple[int, int]:
+  height, width = (size, size) if isinstance(size, int) else size
+  return int(height), int(width)
