@@ -1,6 +1,7 @@
 """python -m ssljax.export --workdir=DIR --to=timm|transformers [--out=FILE.safetensors]
 
-The encoder of a run as weights that timm's VisionTransformer or Transformers' ViTModel load.
+The encoder of a run as weights that timm's VisionTransformer and ResNet or Transformers' ViTModel
+load.
 Nothing is written unless every tensor is used and gives the run's own outputs on a probe image.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from ssljax import interop
 from ssljax.interop import convert
+from ssljax.interop import resnet as resnet_names
 from ssljax.interop import timm as timm_names
 from ssljax.interop import transformers as transformers_names
 from ssljax.load import Run, load
@@ -53,7 +55,7 @@ def export(
   if to == "transformers":
     _check_folder(out)
   run = load(workdir, step=step)
-  tensors = interop.from_params(run.params["encoder"], run.encoder, run.shape, to)
+  tensors = interop.from_params(run.weights(), run.encoder, run.shape, to)
   partial = out.with_name(f".unchecked.{out.name}")
   interop.write_weights(partial, tensors, metadata(run, to))
   try:
@@ -77,18 +79,19 @@ def metadata(run: Run, to: str) -> dict[str, str]:
   encoder, (h, w, c) = run.encoder, run.shape
   notes = {
     "image_size": [h, w],
-    "patch": list(encoder.patch),
     "grid": list(encoder.grid((h, w))),
     "channels": c,
     "mean": [float(m) for m in run.mean],
     "std": [float(s) for s in run.std],
     "pool": encoder.pool,
-    "heads": encoder.heads,
-    "eps": encoder.eps,
     "step": run.step,
     "method": run.config["method"]["name"],
   }
-  if to == "timm":
+  if encoder.patch is None:
+    notes |= resnet_names.about(encoder, c)
+  else:
+    notes |= {"patch": list(encoder.patch), "heads": encoder.heads, "eps": encoder.eps}
+  if to == "timm" and encoder.patch is not None:
     notes["timm_arguments"] = timm_names.arguments(encoder, (h, w), c)
   # Transformers refuses files that do not say which framework wrote them.
   return {"format": "pt"} | {key: json.dumps(value) for key, value in notes.items()}
@@ -117,24 +120,26 @@ def probe(shape: Sequence[int]) -> np.ndarray:
   return np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
 
 
-def outputs(params: Any, encoder: Any, x: np.ndarray) -> dict[str, np.ndarray]:
-  """Tokens [1 m+n d] and pooled [1 d] in float32."""
+def outputs(weights: Any, encoder: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+  """Tokens [1 m+n d], or patches [1 n d] where there are no others, and pooled [1 d] in float32."""
   encoder = encoder.clone(dtype=np.dtype("float32"), remat="none")
+  variables = weights if encoder.patch is None else {"params": weights}
   with jax.default_matmul_precision("float32"):
-    found = jax.jit(encoder.apply)({"params": params}, x)
-  return {key: np.asarray(found[key]) for key in ("tokens", "pooled")}
+    found = jax.jit(encoder.apply)(variables, x)
+  places = "tokens" if "tokens" in found else "patches"
+  return {key: np.asarray(found[key]) for key in (places, "pooled")}
 
 
 def _round_trip(path: pathlib.Path, run: Run, to: str) -> str:
   """Reads the file back and compares."""
   encoder, shape, x = run.encoder, run.shape, probe(run.shape)
-  folded = to == "transformers" and bool(encoder.layer_scale)
+  folded = to == "transformers" and bool(encoder.layer_scale)  # a ResNet never goes there
   again = encoder.clone(layer_scale=0.0) if folded else encoder
   grid = json.loads(interop.read_metadata(path)["grid"])
   params, report = interop.to_params(interop.read_weights(path), again, shape, grid)
   if report.missing or report.unused:
     raise ValueError(f"not exported: tensors are lost, {report.missing + report.unused}")
-  want, got = outputs(run.params["encoder"], encoder, x), outputs(params, again, x)
+  want, got = outputs(run.weights(), encoder, x), outputs(params, again, x)
   worst = _compare(got, want, FOLDED if folded else 0.0, "read back")
   told = f"outputs agree to {worst:.1e}" if folded else "outputs equal to the last bit"
   return f"checked: read back, every tensor used, {told}"
@@ -144,6 +149,25 @@ def _against_timm(path: pathlib.Path, run: Run) -> str:
   """Loads the file into timm's own model and compares, where timm is installed."""
   if lacking := _lacking("torch", "timm.models.vision_transformer"):
     return f"not checked against timm itself: {lacking}"
+  got = _timm_resnet(path, run) if run.encoder.patch is None else _timm_vit(path, run)
+  worst = _compare(got, outputs(run.weights(), run.encoder, probe(run.shape)), TOLERANCE, "in timm")
+  model = "ResNet" if run.encoder.patch is None else "VisionTransformer"
+  return f"checked: timm's {model} agrees to {worst:.1e}"
+
+
+def _timm_resnet(path: pathlib.Path, run: Run) -> dict[str, np.ndarray]:
+  import torch
+  from safetensors.torch import load_file
+
+  model = resnet_names.timm_model(run.encoder, run.shape[2])
+  model.load_state_dict(load_file(path), strict=True)
+  with torch.no_grad():
+    last = model.forward_features(torch.tensor(probe(run.shape).transpose(0, 3, 1, 2)))
+    patches = last.flatten(2).transpose(1, 2)
+    return {"patches": patches.numpy(), "pooled": model.forward_head(last).numpy()}
+
+
+def _timm_vit(path: pathlib.Path, run: Run) -> dict[str, np.ndarray]:
   import functools
 
   import torch
@@ -157,10 +181,7 @@ def _against_timm(path: pathlib.Path, run: Run) -> str:
   model.load_state_dict(load_file(path), strict=True)
   with torch.no_grad():
     tokens = model.forward_features(torch.tensor(x.transpose(0, 3, 1, 2)))
-    got = {"tokens": tokens.numpy(), "pooled": model.forward_head(tokens).numpy()}
-  want = outputs(run.params["encoder"], encoder, x)
-  worst = _compare(got, want, TOLERANCE, "in timm")
-  return f"checked: timm's VisionTransformer agrees to {worst:.1e}"
+    return {"tokens": tokens.numpy(), "pooled": model.forward_head(tokens).numpy()}
 
 
 def _against_transformers(path: pathlib.Path, run: Run) -> str:
@@ -188,7 +209,7 @@ def _against_transformers(path: pathlib.Path, run: Run) -> str:
   with torch.no_grad():
     tokens = model.eval()(torch.tensor(x.transpose(0, 3, 1, 2))).last_hidden_state.numpy()
   pooled = tokens[:, 0] if run.encoder.pool == "cls" else tokens[:, 1:].mean(1)
-  want = outputs(run.params["encoder"], run.encoder, x)
+  want = outputs(run.weights(), run.encoder, x)
   worst = _compare({"tokens": tokens, "pooled": pooled}, want, TOLERANCE, "in Transformers")
   return f"checked: Transformers' ViTModel agrees to {worst:.1e}"
 
@@ -226,13 +247,12 @@ def _how_to_load(run: Run, to: str, out: pathlib.Path) -> list[str]:
     if out.name != "model.safetensors":
       lines.append(f"Transformers wants the name model.safetensors: rename {out.name}")
     return [*lines, f'load: ViTModel.from_pretrained("{folder}", add_pooling_layer=False)']
+  last = f'      model.load_state_dict(safetensors.torch.load_file("{out}"))'
+  if run.encoder.patch is None:
+    return [*lines, *resnet_names.how_to_load(run.encoder, run.shape[2]), last]
   arguments = timm_names.arguments(run.encoder, run.shape[:2], run.shape[2])
   given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-  return [
-    *lines,
-    f"load: model = timm.models.vision_transformer.VisionTransformer({given})",
-    f'      model.load_state_dict(safetensors.torch.load_file("{out}"))',
-  ]
+  return [*lines, f"load: model = timm.models.vision_transformer.VisionTransformer({given})", last]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,13 @@ class Run(NamedTuple):
   std: tuple[float, ...]
   eval_views: Any
 
+  def weights(self) -> Any:
+    """Of the encoder: its parameters; with batch norm all variables, {"params", "batch_stats"}."""
+    params = self.params["encoder"]
+    if self.encoder.patch is not None:
+      return params
+    return {"params": params, "batch_stats": self.extra["stats"]["encoder"]}
+
 
 def load(workdir: str | os.PathLike, *, step: int | None = None) -> Run:
   """The newest good checkpoint of a workdir (or that of `step`), with everything to encode images.

@@ -180,9 +180,7 @@ def test_names_of_the_mae_release():
 
 
 def job_of(encoder, shape=SHAPE):
-  return types.SimpleNamespace(
-    encoder=encoder, batch={"image": jax.ShapeDtypeStruct((2, *shape), np.uint8)}
-  )
+  return types.SimpleNamespace(encoder=encoder, image=jax.ShapeDtypeStruct(shape, np.uint8))
 
 
 def test_graft_of_a_whole_mae_and_of_an_encoder(tmp_path):

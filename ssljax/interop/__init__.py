@@ -1,5 +1,6 @@
-"""Weights in and out of the encoder: files of timm, Transformers and the MAE release."""
+"""Weights in and out of the encoder: files of timm, torchvision, Transformers, the MAE release."""
 
+from ssljax.interop import resnet as resnet
 from ssljax.interop import timm as timm
 from ssljax.interop import transformers as transformers
 from ssljax.interop.convert import Report as Report

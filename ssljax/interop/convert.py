@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssljax.interop import resnet as resnet_names
 from ssljax.interop import timm as timm_names
 from ssljax.interop import transformers as transformers_names
 from ssljax.leaves import named, nested
@@ -34,12 +35,15 @@ def from_params(params: Any, encoder: Any, shape: Sequence[int], to: str) -> dic
   """The encoder's parameters as tensors that timm or Transformers load.
 
   shape: (h, w, c) of an example. Fixed positions are written out; "transformers" has no layer
-  scale, which is multiplied into the matrices.
+  scale, which is multiplied into the matrices. Of a ResNet `params` are all its variables,
+  {"params", "batch_stats"}.
 
   Raises:
     ValueError: the other side cannot express this encoder; says what and why.
   """
   check_exportable(encoder, to)
+  if encoder.patch is None:
+    return resnet_names.from_variables(params)
   grid, d = encoder.grid(tuple(shape[:-1])), encoder.width
   table = np.zeros((math.prod(grid), d), np.float32)
   if encoder.positions == "sincos":
@@ -64,6 +68,8 @@ def check_exportable(encoder: Any, to: str) -> None:
   """Raises ValueError where timm's VisionTransformer or Transformers' ViTModel cannot be this."""
   if to not in FORMATS:
     raise ValueError(f"unknown format {to!r}; there are {', '.join(FORMATS)}")
+  if encoder.patch is None:
+    return resnet_names.check_exportable(encoder, to)
   model = {"timm": "timm's VisionTransformer", "transformers": "Transformers' ViTModel"}[to]
   if encoder.positions == "relative":
     raise ValueError(
@@ -86,11 +92,15 @@ def to_params(
 
   shape: (h, w, c) of the examples to come. grid: the file's own, where its positions are not those
   of a square. Positions are resized to the encoder's grid. Parameters that the file lacks are left
-  out of the tree and named in the report, as are tensors that were not used.
+  out of the tree and named in the report, as are tensors that were not used. For a ResNet the
+  result are all its variables, {"params", "batch_stats"}.
 
   Raises:
     ValueError: the file is of another architecture; one line that says where.
   """
+  if encoder.patch is None:
+    variables, unused = resnet_names.to_variables(tensors, encoder, shape)
+    return variables, Report((), unused, ())
   tensors = canonical(tensors)
   _check_depth(tensors, encoder)
   template = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]

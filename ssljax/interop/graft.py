@@ -5,10 +5,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from ssljax.interop import convert, files
-from ssljax.leaves import named, nested
+from ssljax.leaves import named
 from ssljax.models import positions as positions_lib
 
 STATED = ("heads", "eps", "grid")  # of what a file says of itself, what is looked at
@@ -20,7 +21,8 @@ def graft(
   """`params` and `extra` with the weights at `path` in place; what is missing stays as it is.
 
   path: a weight file, a folder of Transformers, or the workdir of a run. job: `ssljax.job.Job`;
-  its encoder and the shape of its images decide. A teacher in `extra` starts from the same encoder.
+  its encoder and the shape of its images decide. A teacher in `extra` starts from the same encoder;
+  running statistics of batch norm come along.
   What was read, what the file lacks and what was not used is told by `log`.
 
   Raises:
@@ -29,30 +31,44 @@ def graft(
   shape = job.image.shape
   try:
     if (pathlib.Path(path) / "checkpoints").is_dir():
-      new, lines = _from_run(pathlib.Path(path), job.encoder, shape, params)
+      new, stats, lines = _from_run(pathlib.Path(path), job.encoder, shape, params)
     else:
-      new, lines = _from_file(path, job.encoder, shape, params)
+      new, stats, lines = _from_file(path, job.encoder, shape, params)
   except FileNotFoundError as error:
     raise FileNotFoundError(f"init_from: {error}") from None
   except (ValueError, ImportError) as error:
     raise ValueError(f"init_from: {error}") from error
-  merged = nested(named(params) | named(new))
+  merged = _with(params, new)
   for line in lines:
     log(f"init_from {path}: {line}")
   if "teacher" in extra:
-    own = named(extra["teacher"])
-    taken = {k: v for k, v in named(merged).items() if k in own}
-    extra = extra | {"teacher": nested(own | taken)}
+    extra = extra | {"teacher": _with(extra["teacher"], named(merged))}
+  for place in {"stats", "teacher_stats"} & set(extra):
+    extra = extra | {place: _with(extra[place], stats)}
   return merged, extra
 
 
+def _with(tree: Any, leaves: dict[str, Any]) -> Any:
+  """The tree with leaves of these names and of its shapes in place; empty parts of it stay."""
+
+  def one(path, leaf):
+    new = leaves.get(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    return new if np.shape(new) == np.shape(leaf) else leaf
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
 def _from_file(path, encoder, shape, params):
-  """Parameters under their paths in `params`, and what to tell."""
+  """Parameters and running statistics by name, and what to tell."""
   tensors = files.read_weights(path)
   stated = {k: json.loads(v) for k, v in files.read_metadata(path).items() if k in STATED}
-  if stated.get("heads", encoder.heads) != encoder.heads:  # no shape would tell
-    raise ValueError(f"{path} has {stated['heads']} heads, encoder.heads is {encoder.heads}")
+  heads = getattr(encoder, "heads", None)
+  if heads and stated.get("heads", heads) != heads:  # no shape would tell
+    raise ValueError(f"{path} has {stated['heads']} heads, encoder.heads is {heads}")
   found, report = convert.to_params(tensors, encoder, shape, stated.get("grid"))
+  stats = {}
+  if encoder.patch is None:
+    found, stats = found["params"], {"encoder": found["batch_stats"]}
   new, used, lines = {"encoder": found}, set(), [*report.notes]
   if stated.get("eps", encoder.eps) != encoder.eps:
     lines.append(f"it was made with eps {stated['eps']}, encoder.eps is {encoder.eps}")
@@ -72,7 +88,7 @@ def _from_file(path, encoder, shape, params):
     lines.append(f"not in the file, left at their start: {', '.join(left)}")
   if unused := [name for name in report.unused if name not in used]:
     lines.append(f"in the file, not used: {_some(unused)}")
-  return new, lines
+  return named(new), named(stats), lines
 
 
 def _from_run(workdir, encoder, shape, params):
@@ -98,7 +114,7 @@ def _from_run(workdir, encoder, shape, params):
     lines.append(f"of another shape or not there, left at their start: {', '.join(left)}")
   if unused := [k for k in old if k not in new]:
     lines.append(f"in the run, not used: {_some(unused)}")
-  return nested(new), lines
+  return new, named(earlier.extra.get("stats", {})), lines
 
 
 def _some(names: list[str]) -> str:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssljax.leaves import named, nested
+from ssljax.models.resnet import STEMS
 
 _RULES = (
   (r"^(params|batch_stats)/", ""),
@@ -81,21 +82,65 @@ def to_variables(
   return nested(found), tuple(unused)
 
 
-def is_resnet(tensors: Mapping) -> bool:
-  """Whether these are a ResNet's, under whatever prefix."""
-  return any(name.endswith("layer1.0.conv1.weight") for name in tensors)
+def check_exportable(encoder: Any, to: str) -> None:
+  """Raises ValueError where `timm.models.resnet.ResNet` cannot be this encoder."""
+  if to != "timm":
+    raise ValueError(f"a ResNet is exported to timm, not to {to}: use --to=timm")
+  if encoder.depth != 4:
+    raise ValueError(f"timm's ResNet has four stages, this encoder has {encoder.depth}")
+  if encoder.base != 64:
+    raise ValueError(f"timm's ResNet has a stem of 64 features, this encoder's has {encoder.base}")
 
 
-def arguments(encoder: Any, channels: int) -> dict:
-  """Arguments with which `timm.models.resnet.ResNet` is this encoder; its `block` is "Bottleneck"
-  or "BasicBlock" of the same module."""
+def about(encoder: Any, channels: int) -> dict[str, Any]:
+  """What a file says of its encoder; `timm_arguments` are those of `timm.models.resnet.ResNet`."""
   return {
-    "layers": list(encoder.blocks),
-    "in_chans": channels,
-    "num_classes": 0,
-    "channels": [encoder.base * 2**i for i in range(encoder.depth)],
-    "stem_width": encoder.base,
+    "stem": encoder.stem,
+    "block": _block(encoder),
+    "eps": encoder.eps,
+    "timm_arguments": arguments(encoder, channels),
   }
+
+
+def arguments(encoder: Any, channels: int) -> dict[str, Any]:
+  """Arguments of timm's ResNet besides its block; see `timm_model` for the stem."""
+  return {"layers": list(encoder.blocks), "in_chans": channels, "num_classes": 0}
+
+
+def timm_model(encoder: Any, channels: int) -> Any:
+  """timm's model of this encoder's architecture."""
+  import functools
+
+  from timm.models import resnet
+  from torch import nn
+
+  norm = functools.partial(nn.BatchNorm2d, eps=encoder.eps)
+  block = getattr(resnet, _block(encoder))
+  model: Any = resnet.ResNet(block, **arguments(encoder, channels), norm_layer=norm)
+  if encoder.stem != "imagenet":
+    _, _, padding, pooled = STEMS[encoder.stem]
+    model.conv1 = nn.Conv2d(channels, 64, 3, padding=padding, bias=False)
+    model.maxpool = model.maxpool if pooled else nn.Identity()
+  return model.eval()
+
+
+def how_to_load(encoder: Any, channels: int) -> list[str]:
+  """The lines of Python that make the same model."""
+  given = ", ".join(f"{key}={value!r}" for key, value in arguments(encoder, channels).items())
+  if encoder.eps != 1e-5:
+    given += f", norm_layer=functools.partial(torch.nn.BatchNorm2d, eps={encoder.eps})"
+  lines = [f"load: R = timm.models.resnet; model = R.ResNet(R.{_block(encoder)}, {given})"]
+  if encoder.stem != "imagenet":
+    _, _, padding, pooled = STEMS[encoder.stem]
+    new = f"torch.nn.Conv2d({channels}, 64, 3, padding={padding}, bias=False)"
+    lines.append(f"      model.conv1 = {new}")
+    if not pooled:
+      lines.append("      model.maxpool = torch.nn.Identity()")
+  return lines
+
+
+def _block(encoder: Any) -> str:
+  return "Bottleneck" if encoder.bottleneck else "BasicBlock"
 
 
 def _prefix(tensors: Mapping) -> str:
@@ -107,5 +152,5 @@ def _prefix(tensors: Mapping) -> str:
       f"these are no weights of a ResNet: they hold {', '.join(list(tensors)[:3])}, …"
     )
   if len(prefixes) > 1:
-    raise ValueError(f"the file holds several ResNets, {', '.join(prefixes)}: keep one of them")
+    raise ValueError(f"the file holds several ResNets, {', '.join(map(repr, prefixes))}, keep one")
   return prefixes[0]

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +12,7 @@ from ssljax.models import layers as layers_lib
 from ssljax.models.norms import BatchNorm
 
 # variant -> blocks of the four stages, and whether they are bottlenecks.
-VARIANTS = {
+VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
   "18": ((2, 2, 2, 2), False),
   "34": ((3, 4, 6, 3), False),
   "50": ((3, 4, 6, 3), True),
@@ -197,15 +196,9 @@ def resnet(
   Raises:
     ValueError: an unknown name, or a size that is not positive.
   """
-  given: dict[str, tuple[str, Collection[str]]] = {
-    "variant": (variant, VARIANTS),
-    "stem": (stem, STEMS),
-    "remat": (remat, ("none", "full")),
-  }
-  for argument, (value, names) in given.items():
-    if value not in names:
-      raise ValueError(f"encoder.{argument} {value!r} is none of {', '.join(names)}")
-  stages: tuple[int, ...]
+  _choose("variant", variant, VARIANTS)
+  _choose("stem", stem, STEMS)
+  _choose("remat", remat, ("none", "full"))
   stages, bottleneck = VARIANTS[variant]
   stages = tuple(blocks) or stages
   if width < 1 or min(stages) < 1:
@@ -213,3 +206,8 @@ def resnet(
   if not 0 <= momentum < 1:
     raise ValueError(f"encoder.momentum {momentum} must be at least 0 and below 1")
   return ResNet(stages, bottleneck, stem, width, zero_init, momentum, eps, remat, jnp.dtype(dtype))
+
+
+def _choose(argument: str, value: str, names: Any) -> None:
+  if value not in names:
+    raise ValueError(f"encoder.{argument} {value!r} is none of {', '.join(names)}")

@@ -11,12 +11,16 @@ import pytest
 pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
 
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 from copied import arrays, close, images  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
 
+from ssljax import export  # noqa: E402
 from ssljax.interop import resnet as interop  # noqa: E402
 from ssljax.leaves import named  # noqa: E402
+from ssljax.load import Run  # noqa: E402
 from ssljax.models.norms import BatchNorm  # noqa: E402
 from ssljax.models.resnet import resnet  # noqa: E402
 
@@ -163,3 +167,31 @@ def test_initialisers_are_theirs():
       np.testing.assert_allclose(leaf.std(), other.std(), rtol=0.05)
     else:
       np.testing.assert_array_equal(leaf, other)
+
+
+@pytest.mark.parametrize("case", ["cifar_pad2", "bottlenecks of timm"])
+def test_timm_loads_our_file(case, monkeypatch, tmp_path):
+  _, variant, stem, blocks = CASES[case]
+  model = theirs_of("timm", variant, stem, blocks)
+  encoder = resnet(variant=variant, stem=stem, blocks=blocks)
+  shape = (45, 64, 3)
+  variables = read(model, encoder, shape)
+  extra = {"stats": {"encoder": variables["batch_stats"]}}
+  config = {"method": {"name": "ssljax.methods.two_view"}}
+  about = (shape, "uint8", (0.5,) * 3, (0.25,) * 3, None)
+  run = Run(config, 7, encoder, None, {"encoder": variables["params"]}, extra, *about)
+  monkeypatch.setattr(export, "load", lambda workdir, step: run)
+  said = []
+  out = export.export(tmp_path, "timm", log=said.append)
+  assert any("timm's ResNet agrees" in line for line in said)
+  tensors = load_file(out)
+  state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+  assert set(tensors) == set(state)
+  assert all(torch.equal(tensors[k], v) for k, v in state.items())
+  # What is printed makes the same model.
+  lines = [line.removeprefix("load:").strip() for line in said[-4:] if "model" in line]
+  names = {"timm": pytest.importorskip("timm"), "torch": torch, "safetensors": safetensors}
+  exec("\n".join(line for line in lines if not line.startswith("wrote")), names)
+  x, torch_x = images((2, *shape))
+  with torch.no_grad():
+    close(names["model"].eval()(torch_x), model(torch_x), 1e-6)
