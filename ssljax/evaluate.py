@@ -15,6 +15,7 @@ from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax import processes, reporting, sharding
 from ssljax.evals import features as features_lib
+from ssljax.methods.combine import viewed
 from ssljax.step import init_state
 
 NEED_LABELS = ("ssljax.evals.knn", "ssljax.evals.linear")
@@ -37,8 +38,10 @@ class Evaluation:
     read = functools.partial(jax.jit, out_shardings=NamedSharding(job.mesh, PartitionSpec()))
     self._copy = read(lambda x: x)
     self._encode = read(lambda p, e, batch: {"pooled": method.encode(p, e, batch)["pooled"]})
+    self._several = "image" not in method.needs
+    on_image = viewed(method, job.feed.make_views if self._several else None)
     self._loss = jax.jit(
-      lambda p, e, batch, step: method.loss(p, e, batch, jax.random.key(0), step)[0]
+      lambda p, e, batch, step: on_image.loss(p, e, batch, jax.random.key(0), step)[0]
     )
     if method.reconstruct:
       self._reconstruct = read(
@@ -185,10 +188,11 @@ class Evaluation:
   def _heldout(self, state: Any) -> float:
     """Mean pre-training loss over the test split, hidden places and view fixed.
 
-    A method that needs several views of an image gets those of training, as drawn in epoch 0.
+    A method that needs several views of an image gets those of training, as drawn in epoch 0, or
+    by one key where they are made on the device.
     """
-    several = "image" not in self.job.method.needs
-    views = self.job.views if several else None
+    several = self._several
+    views = self.job.feed.views if several else None
     found: list[tuple[bool, float, int]] = []
     with self._examples(self.test, hidden=True, views=views) as batches:
       for batch in batches:

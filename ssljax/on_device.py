@@ -85,7 +85,7 @@ def feed(
   if data["cache"] == "device" and not planned:
     reading = {key: data[key] for key in ("channels", "workers", "max_pixels")}
     source = cache_lib.in_memory(source, host, limit=device_memory() // 2, **reading)
-    host, shape = None, source.shape
+    shape = source.shape
   return Feed(source, host, shape, make_views, cached=data["cache"] == "device" and not planned)
 
 

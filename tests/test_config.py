@@ -115,7 +115,7 @@ WRONG = [
   ("total_step", 3, "unknown config key total_step; did you mean total_steps?"),
   ("dta", {}, "unknown config key dta; did you mean data?"),
   ("data.veiws", None, "unknown config key data.veiws; did you mean data.views"),
-  ("data.name", "digits", "unknown config key data.name; there are channels, "),
+  ("data.name", "digits", "unknown config key data.name; there are cache, canvas, channels, "),
   ("checkpoint.evry", 3, "unknown config key checkpoint.evry; did you mean checkpoint.every?"),
   ("mesh.device", 3, "unknown config key mesh.device; did you mean mesh.devices?"),
   ("eval.evry", 3, "unknown config key eval.evry; did you mean eval.every?"),

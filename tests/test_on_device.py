@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ CROP = dict(name="ssljax.data.views.crop_flip", size=(32, 32), jitter=(0.4, 0.4,
 ALL = dict(views=CROP, views_on="device", hidden_on="device", cache="device")
 
 
-def assembled(devices=1, accum=1, **data) -> job_lib.Job:
-  config = tiny.config(data=data, accum=accum, mesh=dict(devices=devices, min_size=64))
+def assembled(devices=1, accum=1, method="mae", **data) -> job_lib.Job:
+  config = tiny.config(method, data=data, accum=accum, mesh=dict(devices=devices, min_size=64))
   return job_lib.assemble(config_lib.complete(config))
 
 
@@ -100,6 +101,34 @@ def test_a_run_resumes_to_the_last_bit(tmp_path):
   assert rows(resumed) == rows(tmp_path / "straight")
   with pytest.raises(ValueError, match="data.hidden_on: 'device' -> 'host'"):
     train.run(tiny.config(data=ALL | dict(hidden_on="host"), mesh=dict(devices=1)), resumed)
+
+
+PAIR = dict(views_on="device", cache="device")
+
+
+def test_two_views_train_and_evaluate_on_the_device(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "ssljax.data.graph", None)  # the host makes no view at all
+  config = tiny.config(
+    "simclr_vit",
+    total_steps=2,
+    data=PAIR | dict(eval_train="train[:32]", eval_test="train[32:]"),
+    schedule=dict(warmup_steps=1),
+    eval=dict(every=2, figures=False, knn=dict(name="ssljax.evals.knn", k=(5,))),
+    mesh=dict(devices=1),
+  )
+  found = train.run(config, tmp_path)
+  assert np.isfinite(found["train/loss"]) and 0 <= found["eval/knn_k5_T0.07/top1"] <= 1
+  assert 2 < found["eval/heldout/loss"] < 5  # of 30 others, log 31 is 3.4
+  assert train.checkpoint.load(tmp_path).meta["input"]["shape"] == [32, 32, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["simclr_vit", "moco"])
+def test_two_views_are_the_same_on_eight_devices_and_accumulated(method):
+  one = losses(assembled(method=method, **PAIR))
+  assert losses(assembled(method=method, **PAIR | dict(cache="none"))) == one
+  accum = 2 if method == "simclr_vit" else 1
+  np.testing.assert_allclose(losses(assembled(8, accum, method, **PAIR)), one, rtol=1e-4)
 
 
 def test_draws_belong_to_seed_step_and_index():
