@@ -238,7 +238,9 @@ def _reason(error: BaseException) -> str:
   while error.__cause__ is not None:  # what tensorstore said is inside what orbax says
     error = error.__cause__
   first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-  return f"{type(error).__name__}: {first}"[:240]
+  text = f"{type(error).__name__}: {first}"
+  # The system's own words ("No space left on device") stand at the end, behind long names of files.
+  return text if len(text) <= 240 else f"{text[:80]} … {text[-157:]}"
 
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:

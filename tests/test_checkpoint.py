@@ -1,8 +1,10 @@
 """Checkpoints survive kills, damage and another number of devices, to the last bit."""
 
+import contextlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -126,7 +128,7 @@ def test_nothing_saved_is_none_and_meta_may_be_any_json(tmp_path):
   store.close()
 
 
-@pytest.mark.parametrize("before, after", [(8, 2), (1, 8), (8, 1)])
+@pytest.mark.parametrize("before, after", [(8, 1), (8, 2), (8, 4), (1, 8)])
 def test_restores_onto_another_number_of_devices(tmp_path, before, after):
   store = opened(tmp_path)
   store.save(10, placed(make_state(10), before), {})
@@ -489,3 +491,68 @@ def _mix(h):
   h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
   h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
   return h ^ (h >> np.uint32(16))
+
+
+BIG = {"a": np.random.default_rng(0).integers(0, 255, 1 << 20).astype(np.uint8)}
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+  """The system refuses to write more into any file (of this process): "File too large"."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_reported(tmp_path):
+  store = opened(tmp_path)
+  store.save(10, BIG, {})
+  store.wait()
+  store.check()
+  with files_of_at_most(100_000):
+    with pytest.raises(OSError, match=f"cannot write a checkpoint to {tmp_path}: .*too large"):
+      store.save(20, {"a": BIG["a"][::-1]}, {})
+      store.wait()
+  assert store.steps() == [10] and checkpoint.load(tmp_path, parts=("a",)).step == 10
+  np.testing.assert_array_equal(checkpoint.load(tmp_path, parts=("a",)).tree["a"], BIG["a"])
+  store.save(30, BIG, {})  # there is room again
+  store.close()
+  assert store.steps() == [10, 30]
+
+
+FULL = """
+import sys
+sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests")
+from ssljax import checkpoint
+from test_checkpoint import BIG
+
+store = checkpoint.open_checkpoints(sys.argv[1], every=10, keep=2)
+store.save(10, BIG, {{}})
+store.wait()
+try:
+  store.save(20, dict(BIG, b=BIG["a"][::-1], c=BIG["a"] ^ 7), {{}})
+  store.wait()
+except OSError as error:
+  print("said:", error)
+found = checkpoint.load(sys.argv[1], parts=("a",))
+print("step:", found.step, (found.tree["a"] == BIG["a"]).all())
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_reported_and_the_step_before_stays(tmp_path):
+  """A real file system of 3 MB, in a name space of its own."""
+  mount = ["unshare", "-Urm", "sh", "-c"]
+  disk = f"mount -t tmpfs -o size=3m tmpfs {tmp_path}"
+  if shutil.which("unshare") is None or subprocess.run([*mount, disk]).returncode:
+    pytest.skip("mounting is not allowed here")
+  script = tmp_path.parent / "full.py"
+  script.write_text(textwrap.dedent(FULL.format(root=str(ROOT))))
+  command = f"{disk} && {sys.executable} {script} {tmp_path}/checkpoints"
+  done = subprocess.run([*mount, command], capture_output=True, text=True)
+  assert f"said: cannot write a checkpoint to {tmp_path}/checkpoints: " in done.stdout, done.stderr
+  assert "No space left on device" in done.stdout
+  assert "step: 10 True" in done.stdout
