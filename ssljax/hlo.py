@@ -5,6 +5,7 @@ The text is that of `compiled.as_text()`. It is not a stable format: what is not
 nothing, and `tests/test_plan.py` compares programs whose numbers are known.
 """
 
+import collections
 import functools
 import math
 import re
@@ -154,7 +155,7 @@ def collectives(text: str, devices: int) -> dict[tuple[str, str], float]:
   """
   program = parse(text)
   every, _ = times(program)
-  total: Counter = Counter()
+  total: dict[tuple[str, str], float] = collections.defaultdict(float)
   chains = set()
   for name, count in every.items():
     for instruction in program.computations.get(name, []):
@@ -172,7 +173,7 @@ def collectives(text: str, devices: int) -> dict[tuple[str, str], float]:
       for dtype, number in pieces(instruction.type):
         sent = _sent(kind, number, n, instruction.op.endswith("-start"))
         total["reduce-scatter" if scattered else kind, dtype] += count * sent / (1 + scattered)
-  return {key: float(value) for key, value in total.items() if value >= 1}
+  return {key: value for key, value in total.items() if value >= 1}
 
 
 def _sent(kind: str, number: float, n: int, start: bool) -> float:
