@@ -39,9 +39,8 @@ def tune_cpu() -> None:
   XLA ends the process at flags that it does not know.
   """
   flags = os.environ.get("XLA_FLAGS", "")
-  elsewhere = jax.config.jax_platforms not in (None, "", "cpu") or importlib.util.find_spec(
-    "libtpu"
-  )
+  settings: Any = jax.config
+  elsewhere = settings.jax_platforms not in (None, "", "cpu") or importlib.util.find_spec("libtpu")
   if jaxlib.__version__.startswith("0.10.") and CPU_FLAG not in flags and not elsewhere:
     os.environ["XLA_FLAGS"] = f"{flags} --{CPU_FLAG}=false".strip()
 

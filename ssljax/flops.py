@@ -14,8 +14,9 @@ import jax
 # Dense peaks in TFLOP/s per JAX device. bf16 and f16 are equal on all of these.
 # "float32" is what a float32 matmul at JAX's default precision can reach: one bf16 pass on TPU,
 # TF32 on NVIDIA.
-# TPU: cloud.google.com/tpu/docs, "System architecture", page of each generation. v2 and v3 show
-# one device per core, half a chip.
+# TPU: docs.cloud.google.com/tpu/docs/v5e, …/v5p, …/v6e ("Peak compute per chip (bf16)": 197, 459,
+# 918; read again in November 2026), v2 to v4 their pages there. v2 and v3 show one device per core,
+# half a chip.
 # A100: NVIDIA A100 data sheet (2021). H100: NVIDIA H100 data sheet (2023), half of the figures
 # "with sparsity". H200: NVIDIA H200 data sheet (2024), also halved. GH200: as H100 SXM.
 # The first entry whose name is in the device kind counts: the special before the general.

@@ -5,6 +5,7 @@ The text is that of `compiled.as_text()`. It is not a stable format: what is not
 nothing, and `tests/test_plan.py` compares programs whose numbers are known.
 """
 
+import collections
 import functools
 import math
 import re
@@ -154,7 +155,7 @@ def collectives(text: str, devices: int) -> dict[tuple[str, str], float]:
   """
   program = parse(text)
   every, _ = times(program)
-  total: Counter = Counter()
+  total: dict[tuple[str, str], float] = collections.defaultdict(float)
   chains = set()
   for name, count in every.items():
     for instruction in program.computations.get(name, []):
@@ -172,7 +173,7 @@ def collectives(text: str, devices: int) -> dict[tuple[str, str], float]:
       for dtype, number in pieces(instruction.type):
         sent = _sent(kind, number, n, instruction.op.endswith("-start"))
         total["reduce-scatter" if scattered else kind, dtype] += count * sent / (1 + scattered)
-  return {key: float(value) for key, value in total.items() if value >= 1}
+  return {key: value for key, value in total.items() if value >= 1}
 
 
 def _sent(kind: str, number: float, n: int, start: bool) -> float:
@@ -206,7 +207,7 @@ def traffic(text: str) -> float:
 def _moved(program: Program, types: dict[str, str], instruction: Instruction) -> float:
   """Bytes of one operation."""
   op = instruction.op
-  if op in _FREE or op.endswith("-done"):
+  if op in _FREE or op.endswith("-done") or "AllocateBuffer" in instruction.rest:
     return 0
   reads = [types.get(name, "") for name in instruction.operands]
   if op == "fusion":
@@ -238,29 +239,53 @@ def _fused(program: Program, fusion: Instruction, reads: list[str]) -> float:
     own = {re.sub(r"\{.*", "", i.type) for i in inside if i.op in COLLECTIVES}
     reads = [r for r in reads if re.sub(r"\{.*", "", r) not in own]
     return sum(size(r, hbm=True) for r in reads)
-  types = {i.name: i.type for i in inside}
   total = 0.0
   for parameter in (i for i in inside if i.op == "parameter"):
     number = int(parameter.operands[0]) if parameter.operands else 0
     whole = reads[number] if number < len(reads) else parameter.type
-    users = [i for i in inside if parameter.name in i.operands]
-    if users and all(_touches_part(i, parameter.name) for i in users):
-      total += sum(_part(i.type, whole) for i in users if i.op == "dynamic-slice")
-    else:
-      total += size(whole, hbm=True)
-  return total + _written(inside, types, fusion)
+    total += _read(program, inside, parameter.name, whole)
+  for which, (_, whole_size) in enumerate(pieces(fusion.type, hbm=True)):
+    part = _written(program, inside, which)
+    total += whole_size if part is None else min(part, whole_size)
+  return total
 
 
-def _touches_part(user: Instruction, name: str) -> bool:
-  sliced = user.op in ("dynamic-slice", "dynamic-update-slice")
-  return sliced and user.operands[0] == name and name not in user.operands[1:]
+def _read(program: Program, inside: list[Instruction], name: str, whole: str) -> float:
+  """Bytes that a fused computation reads of one of its values: the slices, if slices are all."""
+  total = 0.0
+  for user in (i for i in inside if name in i.operands):
+    place = user.operands.index(name)
+    if user.op == "bitcast":
+      total += _read(program, inside, user.name, whole)
+    elif user.op == "fusion":
+      inner = program.computations.get((called(user) or [""])[0], [])
+      parameters = [i for i in inner if i.op == "parameter" and i.operands == [str(place)]]
+      total += sum(_read(program, inner, i.name, whole) for i in parameters)
+    elif user.op == "dynamic-slice" and place == 0:
+      total += _part(user.type, whole)
+    elif user.op != "dynamic-update-slice" or place:  # updated in place: not read
+      return size(whole, hbm=True)
+  return min(total, size(whole, hbm=True))
 
 
-def _written(inside: list[Instruction], types: dict[str, str], fusion: Instruction) -> float:
-  root = next((i for i in inside if i.root), None)
+def _written(program: Program, inside: list[Instruction], which: int) -> float | None:
+  """Bytes of the part that a fused computation writes of its result number `which`, where it is
+  updated in place; None where it is written whole."""
   by_name = {i.name: i for i in inside}
-  while root is not None and root.op in ("bitcast", "copy") and root.operands[0] in by_name:
-    root = by_name[root.operands[0]]
-  if root is not None and root.op == "dynamic-update-slice":
-    return _part(types.get(root.operands[1], ""), fusion.type)
-  return size(fusion.type, hbm=True)
+  value = next((i for i in inside if i.root), None)
+  if value is not None and value.op == "tuple":
+    value = by_name.get(value.operands[which])
+    which = 0
+  while value is not None and value.op in ("bitcast", "copy"):
+    value = by_name.get(value.operands[0])
+  if value is not None and value.op == "get-tuple-element":
+    found = re.search(r"index=(\d+)", value.rest)
+    which = int(found[1]) if found else 0
+    value = by_name.get(value.operands[0])
+  if value is None:
+    return None
+  if value.op == "fusion":
+    return _written(program, program.computations.get((called(value) or [""])[0], []), which)
+  if value.op == "dynamic-update-slice":
+    return size(by_name[value.operands[1]].type) if value.operands[1] in by_name else 0.0
+  return None

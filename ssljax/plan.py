@@ -105,12 +105,13 @@ def planned_job(config: Mapping, devices: Sequence[Any], **changes: Any) -> Any:
   from ssljax import sharding
   from ssljax.data.sources import Source
 
-  config = config_lib.complete(config_lib.plain(config)) | changes
-  data = config["data"]
+  complete: dict = config_lib.complete(config_lib.plain(config))
+  config = complete | changes
+  data = complete["data"]
   if data["mean"] is None and data["std"] is None:  # any will do: they are numbers in the program
     half = (0.5,) * data["channels"]
     data = data | {"mean": half, "std": half}
-    config = config | {"data": data}
+    config |= {"data": data}
   axes = {key: config["mesh"][key] for key in ("devices", "replica", "tensor")}
   mesh = sharding.make_mesh(**axes, there=devices)
   if (data["views"] or {}).get("size") is None:

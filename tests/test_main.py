@@ -1,9 +1,13 @@
 """The command: what it prints and writes, and what it says when something is wrong."""
 
+import importlib.metadata
+import importlib.util
 import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from ssljax import dry_run, main, records, train
+from ssljax import dry_run, environment, main, records, train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -323,6 +327,42 @@ def test_dry_run_says_all_and_trains_nothing(place, tmp_path, capsys):
   assert sorted(map(str, written)) == ["figures", "figures/batch.png"]
   with Image.open(tmp_path / "run" / "figures" / "batch.png") as picture:
     assert min(picture.size) > 100
+
+
+def test_a_profile_on_demand(place, tmp_path, capsys):
+  more = ["--config.total_steps=4", "--config.checkpoint.every=4", "--profile=2"]
+  assert command(place, tmp_path / "run", *more) == 0
+  written = list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+  assert len(written) == 1 and written[0].stat().st_size > 1000
+  assert "wrote the profile of steps 2 and following" in capsys.readouterr().out
+  assert command(place, tmp_path / "run", *more) == 0
+  assert "no profile was written: step 2 was not begun" in capsys.readouterr().out
+
+
+def test_settings_before_jax_starts(tmp_path):
+  """In a process of its own: where compiled programs are kept, and a flag of the CPU backend."""
+  script = (
+    "import os, jax\nfrom ssljax import environment\nenvironment.prepare()\n"
+    "print(jax.config.jax_compilation_cache_dir, os.environ.get('XLA_FLAGS', ''), sep='|')"
+  )
+  wiped = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "JAX_PLATFORMS")
+  base = {k: v for k, v in os.environ.items() if k not in wiped}
+
+  def said(**env):
+    done = subprocess.run(
+      [sys.executable, "-c", script], env=base | env, cwd=CONFIGS.parent, capture_output=True,
+      text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip().split("|")
+
+  cache, flags = said(XDG_CACHE_HOME=str(tmp_path), JAX_PLATFORMS="cpu", XLA_FLAGS="--a=1")
+  assert cache == str(tmp_path / "ssljax" / "jax")
+  version = importlib.metadata.version("jaxlib")
+  tuned = f"--a=1 --{environment.CPU_FLAG}=false" if version.startswith("0.10.") else "--a=1"
+  assert flags == tuned or importlib.util.find_spec("libtpu")
+  mine = f"--{environment.CPU_FLAG}=true"
+  assert said(JAX_COMPILATION_CACHE_DIR="/x", JAX_PLATFORMS="cpu", XLA_FLAGS=mine) == ["/x", mine]
+  assert said(JAX_COMPILATION_CACHE_DIR="/x", JAX_PLATFORMS="tpu")[1] == ""
 
 
 def test_a_dry_run_leaves_no_statistics_for_another_source(tmp_path, place, monkeypatch):

@@ -137,11 +137,8 @@ def test_replicated_and_sharded_agree_with_scan_and_rematerialisation():
 
 MESHES: dict[str, dict] = {
   "one device": dict(devices=1),
-  "data": dict(state="full"),
   "replica": dict(state="full", replica=2),
-  "replica, not sharded": dict(replica=4),
   "tensor": dict(tensor=2),
-  "tensor and data": dict(state="full", tensor=2),
   "all three": dict(state="full", replica=2, tensor=2),
 }
 
