@@ -49,6 +49,8 @@ def check(colour: Colour, size: Sequence[int]):
     raise ValueError(f"jitter {jitter}: four numbers >= 0 are needed, the last (hue) at most 0.5")
   if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1]:
     raise ValueError(f"blur_sigma {tuple(sigma)}: (low, high) with 0 < low <= high is needed")
+  if not 0 <= colour.threshold <= 1:
+    raise ValueError(f"solarize_threshold {colour.threshold}: a number from 0 to 1 is needed")
   if colour.blur and (kernel % 2 == 0 or not 0 < kernel // 2 < min(size)):
     raise ValueError(
       f"blur_kernel {kernel}: an odd number of pixels, 3 or more and below twice the view"
@@ -79,19 +81,24 @@ def alter(image, drawn, colour: Colour, dtype):
   """
   top = float(dtype.max) if dtype.is_integer else 1.0
   image = image / top
-  if any(colour.jitter):
+  if any(colour.jitter) and colour.jitter_probability:
     jittered = lambda x: jitter(x, drawn["factors"], drawn["order"], colour.jitter)  # noqa: E731
     image = _sometimes(colour.jitter_probability, drawn["jitter"], jittered, image)
-  image = _sometimes(colour.gray, drawn["gray"], grey, image)
-  blurred = lambda x: gaussian_blur(x, drawn["sigma"], colour.kernel)  # noqa: E731
-  image = _sometimes(colour.blur, drawn["blur"], blurred, image)
-  solar = lambda x: solarise(x, colour.threshold)  # noqa: E731
-  return _sometimes(colour.solarize, drawn["solarize"], solar, image) * top
+  if colour.gray:
+    image = _sometimes(colour.gray, drawn["gray"], grey, image)
+  if colour.blur:
+    blurred = lambda x: gaussian_blur(x, drawn["sigma"], colour.kernel)  # noqa: E731
+    image = _sometimes(colour.blur, drawn["blur"], blurred, image)
+  if colour.solarize:
+    solar = lambda x: solarise(x, colour.threshold)  # noqa: E731
+    image = _sometimes(colour.solarize, drawn["solarize"], solar, image)
+  return image * top
 
 
 def _sometimes(probability, chosen, operation, image):
-  if probability in (0, 1):
-    return operation(image) if probability else image
+  """The operation where it was chosen; without a branch where it always is."""
+  if probability == 1:
+    return operation(image)
   return load().cond(chosen, lambda: operation(image), lambda: image)
 
 
@@ -114,9 +121,12 @@ def jitter(image, factors, order, strengths: Sequence[float] = (1.0, 1.0, 1.0, 0
   ]
   steps = [step if strength else lambda x: x for step, strength in zip(steps, strengths)]
   image = tf.clip_by_value(image, 0.0, 1.0)  # bicubic resizing goes beyond
-  for place in range(4):
-    image = tf.switch_case(order[place], [lambda f=f, x=image: f(x) for f in steps])
-  return image
+
+  def step(place, x):
+    return place + 1, tf.switch_case(order[place], [lambda f=f: f(x) for f in steps])
+
+  # A loop: four branches to build, not sixteen; they were most of the time to the first batch.
+  return tf.while_loop(lambda place, x: place < 4, step, [0, image])[1]
 
 
 def luma(image):

@@ -132,6 +132,8 @@ def two_views(
   for name, values in each.items():
     if len(values) != 2 or not all(0 <= p <= 1 for p in values):
       raise ValueError(f"{name} {tuple(values)}: one probability for each of the 2 views is needed")
+  if not 0 <= flip <= 1:
+    raise ValueError(f"flip {flip}: a probability from 0 to 1 is needed")
   kernel = colour_lib.kernel_size(_size(size), blur_kernel)
   shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
   pair: list[dict[str, Any]] = [dict(zip(each, values)) for values in zip(*each.values())]
