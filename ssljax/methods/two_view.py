@@ -79,9 +79,10 @@ def two_view(
   student = (0, 1) if symmetric or target != "teacher" else (0,)
   taught = (0, 1) if symmetric else (1,)
   moved = schedules.moving(momentum)
+  head = functools.partial(Projector, dtype=encoder.dtype)
   heads = {
-    "projector": Projector(projector, projector_norm, projector_last, projector_bias),
-    "predictor": Projector(predictor, predictor_norm, predictor_last, predictor_bias),
+    "projector": head(projector, projector_norm, projector_last, projector_bias),
+    "predictor": head(predictor, predictor_norm, predictor_last, predictor_bias),
   }
   run = functools.partial(_run, norm_views == "together")
 
@@ -125,16 +126,16 @@ def two_view(
   def couple(params, extra, z, batch, rng, step):
     mean = {}
 
-    def head(name, x, place="stats", weights=params):
+    def through(name, x, place="stats", weights=params):
       given = weights[name], extra[place][name]
       out, mean[f"{place}/{name}"] = run(heads[name], *given, x, train=True)
       return out
 
-    projected = head("projector", z["student"])
-    online = head("predictor", projected)
+    projected = through("projector", z["student"])
+    online = through("predictor", projected)
     wanted = projected
     if target == "teacher":
-      wanted = head("projector", z["teacher"], "teacher_stats", extra["teacher"])
+      wanted = through("projector", z["teacher"], "teacher_stats", extra["teacher"])
     if target != "online":
       wanted = jax.lax.stop_gradient(wanted)
     memory = (extra["queue"],) if queue else ()
