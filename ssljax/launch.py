@@ -126,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(words[:cut])
   if flags.processes < 1 or flags.devices_per_process < 0:
     parser.error("--processes must be 1 or more, --devices_per_process 0 or more")
-  group = Group(
-    commands(flags.processes, free_port(), words[cut + 1 :]), flags.devices_per_process
-  )
+  group = Group(commands(flags.processes, free_port(), words[cut + 1 :]), flags.devices_per_process)
   asked = []
 
   def forward(number, frame):

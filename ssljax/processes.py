@@ -264,7 +264,7 @@ def leave(why: BaseException | str, place: str) -> NoReturn:
     lines = others(_answers(told), named=lost or isinstance(why, str))
     for line in lines:
       _tell(f"error: {who}, {place or 'at the start'}: {line}" if lost else line)
-    if lost and (not lines or os.environ.get("SSLJAX_TRACEBACK")):
+    if isinstance(why, BaseException) and lost and not lines:  # it was no echo
       explain(why)
   sys.stdout.flush()
   sys.stderr.flush()
@@ -286,7 +286,7 @@ def others(answers: dict[int, str] | None, named: bool) -> list[str]:
 
 def _answers(mine: str) -> dict[int, str] | None:
   """Leaves a last word and waits a while for those of the others; None without process 0."""
-  until, found = time.monotonic() + ANSWER, {}
+  until, found = time.monotonic() + ANSWER, dict[int, str]()
   try:
     _client().key_value_set(f"ssljax/left/{index()}", mine, allow_overwrite=True)
     while len(found) < count() and time.monotonic() < until:
