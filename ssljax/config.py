@@ -46,8 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "max_pixels": 100_000_000,
   },
   "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
-  # watchdog: seconds without an end of the step after which the run ends (0: it waits for ever).
-  "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},
+  "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},  # seconds for a step; 0: any time
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
   "mesh": {"devices": 0, "state": "replicated", "min_size": 65536, "replica": 1, "tensor": 1},
 }

@@ -6,7 +6,7 @@ import sys
 import traceback
 
 
-def explain(error: Exception) -> int:
+def explain(error: BaseException) -> int:
   """Prints an error of our own in one line; one from a library below keeps its traceback.
 
   Returns the exit code. SSLJAX_TRACEBACK=1 shows every traceback.

@@ -234,7 +234,7 @@ def together(watchdog: float = 0.0) -> Iterator[Watch]:
 
   def stuck(place: str) -> None:
     faulthandler.dump_traceback(all_threads=True)
-    leave(f"{place}: nothing happened for {watchdog:g} s (log.watchdog)", place)
+    leave(f"nothing happened for {watchdog:g} s (log.watchdog)", place)
 
   watch = Watch(watchdog, stuck)
   try:
@@ -254,17 +254,19 @@ def leave(why: BaseException | str, place: str) -> NoReturn:
   who = f"process {index()} of {count()}" if count() > 1 else "this process"
   lost = isinstance(why, jax.errors.JaxRuntimeError)  # perhaps only the echo of another's end
   if isinstance(why, str):
-    _tell(f"error: {who}, {why}")
+    _tell(f"error: {who}, {place}: {why}")
   elif not lost:
     _tell(f"{who} ends{', ' + place if place else ''}:")
     explain(why)
   if count() > 1:
     words = str(why).strip().splitlines() or [type(why).__name__]
     told = f"{place or 'at the start'}: {'lost the others' if lost else words[0]}"
-    lines = others(_answers(told), named=lost or isinstance(why, str))
+    # Watches look every few seconds, and do not fire together.
+    patience = ANSWER + 10 * isinstance(why, str)
+    lines = others(_answers(told, patience), named=lost or isinstance(why, str))
     for line in lines:
       _tell(f"error: {who}, {place or 'at the start'}: {line}" if lost else line)
-    if lost and (not lines or os.environ.get("SSLJAX_TRACEBACK")):
+    if isinstance(why, BaseException) and lost and not lines:  # it was no echo
       explain(why)
   sys.stdout.flush()
   sys.stderr.flush()
@@ -284,9 +286,9 @@ def others(answers: dict[int, str] | None, named: bool) -> list[str]:
   return lines
 
 
-def _answers(mine: str) -> dict[int, str] | None:
+def _answers(mine: str, patience: float) -> dict[int, str] | None:
   """Leaves a last word and waits a while for those of the others; None without process 0."""
-  until, found = time.monotonic() + ANSWER, {}
+  until, found = time.monotonic() + patience, dict[int, str]()
   try:
     _client().key_value_set(f"ssljax/left/{index()}", mine, allow_overwrite=True)
     while len(found) < count() and time.monotonic() < until:

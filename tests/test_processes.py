@@ -133,7 +133,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
 @pytest.mark.parametrize(
   "place, told",
   [
-    ("lack:4@1", "1: error: the disk with the images is gone"),
+    ("lack:4@1", "1: OSError: the disk with the images is gone"),
     ("hang:4@1", "step 4, waiting for data: nothing happened for 15 s"),
   ],
 )

@@ -13,8 +13,12 @@ TWO_VIEW = dict(
   name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.nt_xent", temperature=0.5),
   projector=(32, 16),
 )  # fmt: skip
-PAIR = dict(name="ssljax.data.views.two_views", size=(32, 32), blur=(0.5, 0.1), solarize=(0.0, 0.2))
 RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
+# Mild views: a network of a few thousand weights sees in some dozen steps that they belong together.
+PAIR = dict(
+  name="ssljax.data.views.two_views", size=(32, 32), scale=(0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.05),
+  blur=(0.5, 0.1), solarize=(0.0, 0.2),
+)  # fmt: skip
 
 # One line a method: (arguments of the encoder, of the method, of the hidden places or the views).
 METHODS: dict[str, tuple[dict, dict, dict]] = {
