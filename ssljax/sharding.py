@@ -36,7 +36,7 @@ def make_mesh(
     raise ValueError(f"mesh.devices {devices} is {many}")
   count = devices or len(there)
   for name, size in (("replica", replica), ("tensor", tensor)):
-    if size < 1 or count % (replica * tensor):
+    if size < 1 or count % (replica * max(tensor, 1)):
       raise ValueError(f"mesh.{name} {size} does not divide {count} devices")
   sizes = {"replica": replica, "data": count // (replica * tensor), "tensor": tensor}
   sizes = {name: size for name, size in sizes.items() if size > 1 or name == "data"}
