@@ -324,8 +324,8 @@ def test_every_config_builds(path, variant):
   assert abs(params / published - 1) < 0.02
   peak = float(job.schedule(config["schedule"]["warmup_steps"]))
   assert peak == pytest.approx(job.config["schedule"]["base"] * scale(job.config))
-  changed = config_lib.override(config, {"encoder.drop_path": "0.3", "batch_size": "64"})
-  assert changed["encoder"]["drop_path"] == 0.3 and changed["batch_size"] == 64
+  changed = config_lib.override(config, {"optimizer.weight_decay": "0.3", "batch_size": "64"})
+  assert changed["optimizer"]["weight_decay"] == 0.3 and changed["batch_size"] == 64
   saved = json.loads(json.dumps(config_lib.as_json(config)))
   assert config_lib.differences(saved, config) == []
 

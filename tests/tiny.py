@@ -14,7 +14,7 @@ TWO_VIEW = dict(
   projector=(32, 16),
 )  # fmt: skip
 RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
-# Mild views: a network of a few thousand weights sees in some dozen steps that they belong together.
+# Mild views: a tiny network sees in some dozen steps that they belong together.
 PAIR = dict(
   name="ssljax.data.views.two_views", size=(32, 32), scale=(0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.05),
   blur=(0.5, 0.1), solarize=(0.0, 0.2),
