@@ -2,8 +2,8 @@
 
 python tests/killed_run.py PLACE --config=tests/killed_run.py:METHOD --workdir=DIR
 PLACE: "step:5" (SIGKILL while step 5 is computed), "save:3" (SIGKILL when the files of checkpoint 3
-are written and not yet renamed into place), "term:5" (SIGTERM while step 5 is computed), "hang:5" (the
-batch of step 5 never comes), "lack:5" (OSError in place of that batch), "none".
+are written and not yet renamed into place), "term:5" (SIGTERM while step 5 is computed), "hang:5"
+(the batch of step 5 never comes), "lack:5" (OSError in place of that batch), "none".
 With "@1" at its end the place is for process 1 alone.
 """
 
