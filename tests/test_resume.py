@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import shutil
 import signal
 import subprocess
@@ -193,26 +192,3 @@ def test_a_signal_between_looking_and_leaving_loses_nothing(tmp_path, monkeypatc
   assert [row["step"] for row in record(tmp_path)] == [1, 2, 3, 4]
   before = signal.getsignal(signal.SIGTERM)
   assert before == signal.SIG_DFL  # the process listens to signals as it did before
-
-
-def test_a_disk_that_takes_no_more_ends_the_run_and_it_goes_on_later(
-  dead, straight, tmp_path, capsys
-):
-  """The system refuses files above 60 kB: the record of the run fits, its checkpoints do not."""
-  workdir = copy(dead, "stepping", tmp_path)
-  before = steps(workdir)
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  cache = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)  # its files would be cut as well
-  resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-  try:
-    assert main.main(arguments("mae", workdir)) == 1
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    jax.config.update("jax_enable_compilation_cache", cache)
-  said = capsys.readouterr().err
-  assert f"error: cannot write a checkpoint to {workdir}/checkpoints: " in said
-  assert "File too large" in said
-  assert steps(workdir) == before and checkpoint.load(workdir).step == before[-1]
-  assert main.main(arguments("mae", workdir)) == 0
-  assert_same_to_the_last_bit(workdir, straight["mae"])
