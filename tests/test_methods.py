@@ -95,7 +95,7 @@ def test_loss_falls_on_one_batch(name):
   assert np.mean(found[-5:]) < 0.95 * np.mean(found[:2])
 
 
-@pytest.mark.parametrize("state", sharding.STATES)
+@pytest.mark.parametrize("state", [pytest.param("replicated", marks=pytest.mark.slow), "full"])
 def test_same_losses_on_one_and_eight_devices(name, state):
   one, _ = losses(name)
   many, after = losses(name, 8, state)
@@ -109,9 +109,12 @@ def test_accumulation_equals_the_large_batch(name):
     with pytest.raises(ValueError, match='accum 4: .* method.batch_norm="microbatch"'):
       job(name, 1, "replicated", 4)
     return
-  whole, state = losses(name)
-  parts, accumulated = losses(name, 1, "replicated", 4)
+  whole, _ = losses(name)
+  parts, _ = losses(name, 1, "replicated", 4)
   np.testing.assert_allclose(whole, parts, rtol=1e-5)
+  # After one step: later ones carry Adam's answer to gradients that are nothing but rounding.
+  _, state = losses(name, steps=1)
+  _, accumulated = losses(name, 1, "replicated", 4, steps=1)
   for a, b in zip(jax.tree.leaves(state.extra), jax.tree.leaves(accumulated.extra)):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
