@@ -26,3 +26,12 @@ def test_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f"no real test data at {folder}; set SSLJAX_TEST_DATA")
   return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """Compiled programs go with the file that made them: a worker otherwise grows to 6 GiB."""
+  yield
+  import jax
+
+  jax.clear_caches()

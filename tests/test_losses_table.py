@@ -79,14 +79,6 @@ def test_equals_its_numpy_statement(case):
   close(jax.jit(case.call)(**cast(arrays, jnp.float32)), case.numpy(**arrays), case.rtol)
 
 
-def test_equals_its_numpy_statement_in_float64(case):
-  arrays = make(case, 6, seed=1)
-  with jax.enable_x64(True):
-    got = jax.jit(case.call)(**cast(arrays, jnp.float64))
-    assert all(x.dtype != jnp.float32 for x in jax.tree.leaves(got))
-    close(got, case.numpy(**arrays), 1e-8)
-
-
 def test_takes_bfloat16(case):
   arrays = make(case)
   if case.low is None:
@@ -101,35 +93,45 @@ def test_takes_bfloat16(case):
   close(got, case.numpy(**rounded), case.low)
 
 
-def test_gradient_by_finite_differences(case):
-  if not case.gradient:
-    return _has_no_gradient(case)
-  arrays = make(case, 6)
+def test_in_float64_and_gradient_by_finite_differences(case):
+  plain = make(case, 6)
   with jax.enable_x64(True):
-    arrays = cast(arrays, jnp.float64)
-    names = floats(arrays, case.fixed)
+    arrays = cast(plain, jnp.float64)
+    names = floats(arrays, case.fixed) if case.gradient else []
     at = {k: arrays[k] for k in names}
-    program = jax.jit(jax.value_and_grad(weighted(case, arrays)))  # one to compile, for both
-    gradient = program(at)[1]
 
-    def scalar(now):
-      return program(now)[0]
+    def both(floating):
+      return weighted(case, arrays)(floating), case.call(**(arrays | floating))
 
-    if case.stopped:
-      base = jax.tree.map(np.asarray, arrays)
+    # One program to compile, for values, gradient and differences.
+    program = jax.jit(jax.value_and_grad(both, has_aux=True) if at else lambda at: (both(at), {}))
+    (_, out), gradient = program(at)
+    assert all(x.dtype != jnp.float32 for x in jax.tree.leaves(out))
+    close(out, case.numpy(**plain), 1e-8)
+    if case.gradient:
+      check_gradient(case, arrays, at, lambda now: program(now)[0][0], gradient)
+  if not case.gradient:
+    _has_no_gradient(case)
 
-      def frozen(**now):
-        return case.stopped(base, **jax.tree.map(np.asarray, now))
 
-      scalar = weighted(case, arrays, frozen)
-    for turn in range(3):
-      keys = jax.random.split(jax.random.key(turn), len(names))
-      along = {k: jax.random.normal(key, at[k].shape, jnp.float64) for k, key in zip(names, keys)}
-      step = 1e-5
-      ahead, behind = ({k: at[k] + s * step * along[k] for k in names} for s in (1, -1))
-      want = (scalar(ahead) - scalar(behind)) / (2 * step)
-      got = sum((gradient[k] * along[k]).sum() for k in names)
-      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+def check_gradient(case, arrays, at, scalar, gradient):
+  """Along three directions, against central differences; what a loss stops (`case.stopped`) is held
+  in them."""
+  if case.stopped:
+    base = jax.tree.map(np.asarray, arrays)
+
+    def frozen(**now):
+      return case.stopped(base, **jax.tree.map(np.asarray, now))
+
+    scalar = weighted(case, arrays, frozen)
+  for turn in range(3):
+    keys = jax.random.split(jax.random.key(turn), len(at))
+    along = {k: jax.random.normal(key, at[k].shape, jnp.float64) for k, key in zip(at, keys)}
+    step = 1e-5
+    ahead, behind = ({k: at[k] + s * step * along[k] for k in at} for s in (1, -1))
+    want = (scalar(ahead) - scalar(behind)) / (2 * step)
+    got = sum((gradient[k] * along[k]).sum() for k in at)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def _has_no_gradient(case):

@@ -106,6 +106,7 @@ def test_a_run_resumes_to_the_last_bit(tmp_path):
 PAIR = dict(views_on="device", cache="device")
 
 
+@pytest.mark.slow
 def test_two_views_train_and_evaluate_on_the_device(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "ssljax.data.graph", None)  # the host makes no view at all
   config = tiny.config(

@@ -44,6 +44,7 @@ def test_shapes_and_the_image_of_the_encoder():
   }
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_measures_the_heldout_loss(tmp_path):
   given = config(eval_train="train[:50%]", eval_test="train[50%:]")
   last = train.run(given, tmp_path)

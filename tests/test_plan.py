@@ -85,7 +85,14 @@ def test_what_is_computed_again_counts_as_executed_only():
 # Memory
 
 
-@pytest.mark.parametrize("name", ["mae_vitb.py:vitl16", "mae_vitb.py:vitb16", "data2vec_vitb.py"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param("mae_vitb.py:vitl16", marks=pytest.mark.slow),
+    "mae_vitb.py:vitb16",
+    pytest.param("data2vec_vitb.py", marks=pytest.mark.slow),
+  ],
+)
 @pytest.mark.parametrize("state", ["full", "replicated"])
 def test_bytes_of_a_device_are_those_of_the_placement_rule(name, state):
   job = planned(name, state=state)

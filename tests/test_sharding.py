@@ -148,7 +148,14 @@ def reference():
   return losses(**MESHES["one device"])
 
 
-@pytest.mark.parametrize("name", [name for name in MESHES if name != "one device"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name == "all three" else pytest.param(name, marks=pytest.mark.slow)
+    for name in MESHES
+    if name != "one device"
+  ],
+)
 def test_losses_are_those_of_one_device_on_every_mesh(name, reference):
   np.testing.assert_allclose(losses(**MESHES[name]), reference, rtol=2e-5)
 
