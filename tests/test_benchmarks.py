@@ -1,4 +1,4 @@
-"""The scripts of the benchmarks: they measure what they name, and a lost part loses nothing else."""
+"""The benchmarks' scripts: they measure what they name, and a lost part loses nothing else."""
 
 import json
 import os
@@ -103,8 +103,9 @@ def test_gpu_script_on_a_cpu_without_tensorflow(tmp_path):
   parts = [part for part in gpu_parts.PARTS if not part.startswith("torch_")]
   file = tmp_path / "rows.json"
   script = ROOT / "experiments" / "bench_gpu.py"
+  flags = ["--tiny", "--limit=600", f"--parts={','.join(parts)}", f"--json={file}"]
   done = subprocess.run(
-    [sys.executable, script, "--tiny", f"--parts={','.join(parts)}", f"--json={file}"],
+    [sys.executable, script, *flags],
     env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-3000:]
