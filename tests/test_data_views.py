@@ -111,6 +111,16 @@ def test_numpy_resize_is_tensorflows(size, method, monkeypatch):
   assert (resize.resize(image, size, method, rounded=False) == ours).all()
 
 
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_where_nothing_shrinks_the_plain_kernel_gives_the_same(method, mirrored):
+  image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+  run = tf.function(lambda x, m: views.resize(x, (96, 112), method, rounded=True, mirrored=m))
+  ours = run(tf.constant(image), tf.constant(mirrored)).numpy()
+  wanted = resize.resize(image, (96, 112), method, rounded=True, mirrored=mirrored)
+  assert np.abs(ours.astype(int) - wanted.astype(int)).max() <= 1
+
+
 def test_flip_is_half_of_the_draws_and_mirrors():
   view = views.crop_flip(size=(16, 16), scale=(1.0, 1.0), ratio=(1.0, 1.0))
   image = photo(16, 16)

@@ -19,7 +19,7 @@ import tiny
 from ssljax import checkpoint, launch, main, processes, records, reporting
 
 RUNNER = pathlib.Path(__file__).parent / "killed_run.py"
-METHODS = ("mae",)
+METHODS = ("mae", pytest.param("simclr", marks=pytest.mark.slow))
 SHARDED = ("--config.mesh.state=full", "--config.mesh.min_size=64")
 
 

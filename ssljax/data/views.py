@@ -225,18 +225,31 @@ def resize(image, size, method, rounded=False, mirrored=False):
 
 
 def resize_to(image, size, method, rounded=False, mirrored=False):
-  """Antialiased resize, in NumPy: float32, or `rounded` to the dtype of the image; `mirrored`: left
-  for right."""
+  """Antialiased resize: float32, or `rounded` to the dtype of the image; `mirrored`: left for right.
+
+  Where neither axis shrinks nothing needs antialiasing: TensorFlow's plain kernel gives the same
+  values, faster and without the interpreter's lock.
+  """
   tf = load()
   small = rounded and image.dtype == tf.uint8
 
-  def run(image, size, mirrored):
-    return numpy_resize(image, tuple(size.tolist()), method, small, bool(mirrored))
+  def plain():
+    out = tf.image.resize(image, size, method=method, antialias=False)
+    out = to_dtype(out, image.dtype) if rounded else out
+    if mirrored is False:
+      return out
+    return tf.cond(mirrored, lambda: tf.reverse(out, [1]), lambda: out)
 
-  dtype = tf.uint8 if small else tf.float32
-  out = tf.numpy_function(run, [image, size, mirrored], dtype, stateful=False)
-  out = tf.ensure_shape(out, [None, None, image.shape[-1]])
-  return to_dtype(out, image.dtype) if rounded and not small else out
+  def shrunk():
+    def run(image, size, mirrored):
+      return numpy_resize(image, tuple(size.tolist()), method, small, bool(mirrored))
+
+    dtype = tf.uint8 if small else tf.float32
+    out = tf.numpy_function(run, [image, size, mirrored], dtype, stateful=False)
+    out = tf.ensure_shape(out, [None, None, image.shape[-1]])
+    return to_dtype(out, image.dtype) if rounded and not small else out
+
+  return tf.cond(tf.reduce_any(tf.shape(image)[:2] > size), shrunk, plain)
 
 
 def to_dtype(image, dtype):
