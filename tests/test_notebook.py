@@ -92,7 +92,7 @@ def test_features_of_an_array(said):
   text = starting(said, "load(WORKDIR)")
   assert "step 6; wants uint8 of shape [b, 32, 32, 3]" in text
   assert "pooled (16, 32) patches (16, 64, 32)" in text
-  assert len(re.findall(r"1\. ", text)) == 4 and "nan" not in text
+  assert len(re.findall(r"1\. ", text)) >= 4 and "nan" not in text
 
 
 def test_a_folder_of_images_is_accepted(said):
