@@ -8,7 +8,7 @@ Expected:  k-NN (k 200, T .1) 81.9 top-1, the best of all epochs (lightly's docu
 Data:      `experiments/cifar10_npz.py` writes the file: the 50,000 training pictures, of which the
            last 5,000 are held out here. Published numbers are of all 50,000 and the test set:
            --config.data.source=tfds:cifar10 --config.data.split=train
-           --config.data.eval_train=train --config.data.eval_test=test
+           --config.data.eval_train=train --config.data.eval_test=test --config.total_steps=19400
 """
 
 import ml_collections
@@ -34,10 +34,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     split="train[:45000]",
     eval_train="train[:45000]",
     eval_test="train[45000:50000]",
+    eval_views=dict(name="ssljax.data.views.resize_crop", size=(32, 32), resize=32),
     views=dict(
       name="ssljax.data.views.two_views", size=(32, 32), scale=(0.08, 1.0),
-      jitter=(0.4, 0.4, 0.4, 0.1),
-      blur=(0.0, 0.0), solarize=(0.0, 0.0),
+      jitter=(0.4, 0.4, 0.2, 0.1),
+      blur=(0.0, 0.0), solarize=(0.0, 0.2),
     ),
   )  # fmt: skip
   config.optimizer = dict(name="ssljax.optim.sgd", weight_decay=5e-4)

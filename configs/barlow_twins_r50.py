@@ -1,7 +1,7 @@
 """Barlow Twins on ImageNet-1k (Zbontar et al. 2021, arXiv 2103.03230), ResNet-50, 1000 epochs.
 
 Command:   python -m ssljax.main --config=configs/barlow_twins_r50.py --workdir=runs/barlow \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Hardware:  not run to the end with this code.
 Expected:  linear probe 73.2 top-1 (paper), 73.5 (released weights).
 Notes:     biases and norms have a rate of their own, .0048 for .2 (vector_rate); the rate ends at a

@@ -1,7 +1,7 @@
 """data2vec on ImageNet-1k (Baevski et al. 2022, arXiv 2202.03555), ViT-B/16, 800 epochs.
 
 Command:   python -m ssljax.main --config=configs/data2vec_vitb.py --workdir=runs/data2vec_vitb \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Hardware:  this recipe has not been run to the end with this code.
 Expected:  fine-tuned top-1 84.2 (paper, ViT-B).
 Deviates from the published command in three places: the block mask has exactly 120 places (there

@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     split="train[:45000]",
     eval_train="train[:45000]",
     eval_test="train[45000:50000]",
+    eval_views=dict(name="ssljax.data.views.resize_crop", size=(32, 32), resize=32),
     views=dict(name="ssljax.data.views.crop_flip", size=(32, 32), scale=(0.2, 1.0)),
     hidden=dict(name="ssljax.data.masking.random", ratio=0.75),
     mean=(0.4914, 0.4822, 0.4465),

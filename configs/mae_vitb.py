@@ -1,7 +1,7 @@
 """MAE pre-training on ImageNet-1k (He et al. 2021, arXiv 2111.06377), ViT-B/16, 1600 epochs.
 
 Command:   python -m ssljax.main --config=configs/mae_vitb.py --workdir=runs/mae_vitb \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Variants:  configs/mae_vitb.py:vitl16 and configs/mae_vitb.py:vith14
 Hardware:  the paper used TPU v3-128: 42 hours for ViT-L over 1600 epochs. This recipe has not been
            run to the end with this code.

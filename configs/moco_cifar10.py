@@ -5,12 +5,13 @@ Command:   python -m ssljax.main --config=configs/moco_cifar10.py --workdir=runs
 Hardware:  not run to the end with this code.
 Expected:  k-NN (k 200, T .1) 85.3 top-1 (notebook, symmetric).
 Notes:     the notebook imitates eight GPUs by batch norm over eighths of the batch; here it is over
-           the whole batch. Its head is one linear layer.
+           the whole batch. Its head is one linear layer, its loss the sum of
+           both directions (loss_scale 2).
 
 Data:      `experiments/cifar10_npz.py` writes the file: the 50,000 training pictures, of which the
            last 5,000 are held out here. Published numbers are of all 50,000 and the test set:
            --config.data.source=tfds:cifar10 --config.data.split=train
-           --config.data.eval_train=train --config.data.eval_test=test
+           --config.data.eval_train=train --config.data.eval_test=test --config.total_steps=19400
 """
 
 import ml_collections
@@ -30,12 +31,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     name="ssljax.methods.two_view",
     loss=dict(name="ssljax.losses.info_nce_queue", temperature=0.1),
     projector=(128,), projector_norm="none", target="teacher", momentum=0.99, queue=4096,
+    loss_scale=2.0,
   )  # fmt: skip
   config.data = dict(
     source="npz:cifar10.npz",
     split="train[:45000]",
     eval_train="train[:45000]",
     eval_test="train[45000:50000]",
+    eval_views=dict(name="ssljax.data.views.resize_crop", size=(32, 32), resize=32),
     views=dict(
       name="ssljax.data.views.two_views", size=(32, 32), scale=(0.08, 1.0),
       jitter=(0.4, 0.4, 0.4, 0.1),

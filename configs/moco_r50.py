@@ -1,7 +1,7 @@
 """MoCo v2 on ImageNet-1k (Chen et al. 2020, arXiv 2003.04297), ResNet-50, 200 epochs, batch 256.
 
 Command:   python -m ssljax.main --config=configs/moco_r50.py --workdir=runs/moco_r50 \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Hardware:  not run to the end with this code. The original takes 53 hours on 8 V100 (its README).
 Expected:  linear probe 67.5 top-1 (200 epochs), 71.1 (800 epochs).
 Notes:     batch norm is over the global batch, which leaks nothing between queries and keys: the

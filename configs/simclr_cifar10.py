@@ -10,7 +10,7 @@ Notes:     ImageNet's mean and deviation, as in the benchmark; its schedule move
 Data:      `experiments/cifar10_npz.py` writes the file: the 50,000 training pictures, of which the
            last 5,000 are held out here. Published numbers are of all 50,000 and the test set:
            --config.data.source=tfds:cifar10 --config.data.split=train
-           --config.data.eval_train=train --config.data.eval_test=test
+           --config.data.eval_train=train --config.data.eval_test=test --config.total_steps=19400
 """
 
 import ml_collections
@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     split="train[:45000]",
     eval_train="train[:45000]",
     eval_test="train[45000:50000]",
+    eval_views=dict(name="ssljax.data.views.resize_crop", size=(32, 32), resize=32),
     views=dict(
       name="ssljax.data.views.two_views", size=(32, 32), scale=(0.08, 1.0),
       jitter=(0.4, 0.4, 0.4, 0.1),

@@ -1,7 +1,7 @@
 """SimCLR on ImageNet-1k (Chen et al. 2020, arXiv 2002.05709), ResNet-50, 1000 epochs, batch 4096.
 
 Command:   python -m ssljax.main --config=configs/simclr_r50.py --workdir=runs/simclr_r50 \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Hardware:  not run to the end with this code. The paper used 32 to 128 TPU v3 cores.
 Expected:  linear probe 69.3 top-1 (paper); the released command of 100 epochs gives about 64.5.
 Notes:     weight decay 1e-4 is the released code's and both its commands'; the paper says 1e-6. The

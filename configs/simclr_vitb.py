@@ -1,7 +1,7 @@
 """SimCLR with a ViT-B/16 on ImageNet-1k, 300 epochs, batch 4096.
 
 Command:   python -m ssljax.main --config=configs/simclr_vitb.py --workdir=runs/simclr_vitb \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Hardware:  not run to the end with this code.
 Expected:  no published number for exactly this. Loss and views are SimCLR's (Chen et al. 2020,
            arXiv 2002.05709), optimizer, schedule and projector those of MoCo v3's ViT (Chen, Xie

@@ -1,7 +1,7 @@
 """SimMIM pre-training on ImageNet-1k (Xie et al. 2021, arXiv 2111.09886), ViT-B/16, 800 epochs.
 
 Command:   python -m ssljax.main --config=configs/simmim_vitb.py --workdir=runs/simmim_vitb \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Hardware:  this recipe has not been run to the end with this code.
 Expected:  fine-tuned top-1 83.8 (paper, ViT-B, 800 epochs).
 """

@@ -4,13 +4,14 @@ Command:   python -m ssljax.main --config=configs/vicreg_cifar10.py --workdir=ru
              --config.data.source=npz:cifar10.npz
 Hardware:  not run to the end with this code.
 Expected:  92.07 top-1 by an online linear classifier (solo-learn), which is not run here.
-Notes:     solo-learn's variance term is not halved, ours is the paper's; its LARS clips the trust
-           ratio and warms up from 3e-5.
+Notes:     the variance term is not halved, LARS clips the trust ratio and warms up from 3e-5, as
+           there; solo-learn's LARS adds the decay to the norm it divides by, ours divides by the
+           norm of gradient and decay together.
 
 Data:      `experiments/cifar10_npz.py` writes the file: the 50,000 training pictures, of which the
            last 5,000 are held out here. Published numbers are of all 50,000 and the test set:
            --config.data.source=tfds:cifar10 --config.data.split=train
-           --config.data.eval_train=train --config.data.eval_test=test
+           --config.data.eval_train=train --config.data.eval_test=test --config.total_steps=195000
 """
 
 import ml_collections
@@ -29,7 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     name="ssljax.models.resnet", variant="18", stem="cifar_pad2", zero_init=False
   )
   config.method = dict(
-    name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.vicreg"),
+    name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.vicreg", variance_scale=1.0),
     projector=(2048, 2048, 2048), projector_bias="hidden",
   )  # fmt: skip
   config.data = dict(
@@ -37,6 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     split="train[:45000]",
     eval_train="train[:45000]",
     eval_test="train[45000:50000]",
+    eval_views=dict(name="ssljax.data.views.resize_crop", size=(32, 32), resize=32),
     views=dict(
       name="ssljax.data.views.two_views", size=(32, 32), scale=(0.2, 1.0),
       jitter=(0.4, 0.4, 0.2, 0.1),

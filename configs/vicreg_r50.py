@@ -1,7 +1,7 @@
 """VICReg on ImageNet-1k (Bardes, Ponce and LeCun 2022, arXiv 2105.04906), ResNet-50, 1000 epochs.
 
 Command:   python -m ssljax.main --config=configs/vicreg_r50.py --workdir=runs/vicreg_r50 \
-             --config.data.source=tar:/data/imagenet/train/*.tar
+             --config.data.source=tar:/data/imagenet/{split}/*.tar
 Hardware:  not run to the end with this code.
 Expected:  linear probe 73.2 top-1 (paper).
 Notes:     the released code uses BYOL's asymmetric pair of views, the paper's text describes a

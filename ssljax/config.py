@@ -337,11 +337,24 @@ def override(config: Mapping, settings: Mapping[str, str]) -> dict:
     *path, last = key.split(".")
     inner = changed
     for part in path:
-      inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
+      if isinstance(inner, dict) and inner.get(part) is None:  # a section that is off
+        inner[part] = {}
+      inner = inner[part] if isinstance(inner, dict) else None
     if not isinstance(inner, dict):
       raise ValueError(f"unknown config key {key}{nearest(key, known)}")
+    if last == "name" and inner.get("name") not in (None, text):
+      _forget(inner, text, key, settings)
     inner[last] = _literal(text)
   return complete(changed)
+
+
+def _forget(spec: dict, name: str, key: str, settings: Mapping[str, str]) -> None:
+  """Drops what a file set for another component, where the new one has no such argument."""
+  known = inspect.signature(resolve(name, key.removesuffix(".name"))).parameters
+  prefix = key.removesuffix("name")
+  for argument in [k for k in spec if k not in known and f"{prefix}{k}" not in settings]:
+    if argument != "name":
+      del spec[argument]
 
 
 def _literal(text: str) -> Any:

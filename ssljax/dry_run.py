@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ssljax import config as config_lib
-from ssljax import flops, metrics, on_device, processes
+from ssljax import flops, metrics, processes
 from ssljax import job as job_lib
 from ssljax.evaluate import Evaluation, unit_scale
 from ssljax.methods.combine import IMAGES, make_views
@@ -62,9 +62,10 @@ def seen(job: job_lib.Job, batch: Mapping[str, Any]) -> dict[str, Any]:
   if not (feed.cached or feed.make_views or feed.draw_hidden):
     return dict(batch)
   rng = jax.random.fold_in(jax.random.key(job.config["seed"]), 0)
-  placed = on_device.placer(feed, job.mesh, job.config["batch_size"])(batch)
+  # On one local device: of several processes this one alone draws.
+  images = {"image": feed.source.fetch(batch["index"])} if feed.cached else {}
   make = jax.jit(lambda given: make_views(given, rng, feed.make_views, feed.draw_hidden))
-  return jax.device_get(make(placed))
+  return jax.device_get(make({**batch, **images}))
 
 
 def draw_batch(job: job_lib.Job, workdir: pathlib.Path) -> pathlib.Path:

@@ -261,19 +261,23 @@ def statistics(config: Mapping, source: Any, workdir: pathlib.Path | None) -> tu
     return _checked_statistics(data)
   if source.channels == 3 and np.issubdtype(np.dtype(source.dtype), np.integer):
     return IMAGENET
+  # All processes wait for the first: what one of them finds on the disk depends on the moment.
+  mean, std = processes.from_first(lambda: _measured(source, workdir))
+  return mean, std
+
+
+def _measured(source: Any, workdir: pathlib.Path | None) -> list:
   kept = workdir / "moments.json" if workdir else None
   if kept and kept.exists():
     found = json.loads(kept.read_text())
     # A dry run, or a run that failed at once, may have measured another source here.
     if found["source"] == json.loads(json.dumps(source.fingerprint)):
-      return found["mean"], found["std"]
-  mean, std = processes.from_first(
-    lambda: [np.asarray(x).tolist() for x in moments.moments(source, source.channels)]
-  )
-  if kept and processes.first():
+      return [found["mean"], found["std"]]
+  mean, std = (np.asarray(x).tolist() for x in moments.moments(source, source.channels))
+  if kept:
     kept.parent.mkdir(parents=True, exist_ok=True)
     reporting.write_json(kept, {"mean": mean, "std": std, "source": source.fingerprint})
-  return mean, std
+  return [mean, std]
 
 
 def _checked_statistics(data: Mapping) -> tuple[Any, Any]:

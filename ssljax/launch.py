@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--processes", type=int, required=True)
   parser.add_argument("--devices_per_process", type=int, default=0, help="0: all that it sees")
   parser.add_argument(
-    "--grace", type=float, default=0.0, help="seconds that the others have to end by themselves"
+    "--grace", type=float, default=15.0, help="seconds that the others have to end by themselves"
   )
   flags = parser.parse_args(words[:cut])
   if flags.processes < 1 or flags.devices_per_process < 0:
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.append(number)
     group.send(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, forward)
   return group.wait(flags.grace)
 

@@ -49,6 +49,9 @@ def check(data: Mapping) -> None:
   for key, known in CHOICES.items():
     if data[key] not in known:
       raise ValueError(f"data.{key} {data[key]!r} is none of {', '.join(known)}")
+  for key, part in (("views_on", "views"), ("hidden_on", "hidden")):
+    if data[key] == "device" and data[part] is None:
+      raise ValueError(f"data.{key}='device' needs data.{part}, which is not set")
   moving = data["views"] and not data["views"]["name"].endswith(".keep")
   if data["canvas"] is not None and (data["views_on"] == "host" or not moving):
     raise ValueError("data.canvas is where data.views start with data.views_on='device': set both")

@@ -114,7 +114,9 @@ def planned_job(config: Mapping, devices: Sequence[Any], **changes: Any) -> Any:
     config |= {"data": data}
   axes = {key: config["mesh"][key] for key in ("devices", "replica", "tensor")}
   mesh = sharding.make_mesh(**axes, there=devices)
-  if (data["views"] or {}).get("size") is None:
+  # Where the step makes the views it is given pictures as they are.
+  whole = data["views_on"] == "device" and not data["canvas"]
+  if whole or (data["views"] or {}).get("size") is None:
     source = job_lib.open_source(config, data["split"])
   else:
     source = Source(str(data["source"]), 0, None, False, None, None, {}, channels=data["channels"])  # type: ignore[arg-type]
@@ -195,13 +197,13 @@ def work(job: Any) -> dict[str, Any]:
   from ssljax import flops, train
   from ssljax.step import train_step
 
-  step = functools.partial(train_step, job.method, job.tx, job.config["accum"])
+  step = functools.partial(train_step, job.trained, job.tx, job.config["accum"])
   plain = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
   model = train.model_flops(job)
   return {
     "model_flops_per_step": model,
     "model_flops_per_image": model / job.config["batch_size"],
-    "executed_flops_per_step": flops.count_flops(step, plain(job.state), plain(job.batch)),
+    "executed_flops_per_step": flops.count_flops(step, plain(job.state), plain(job.given)),
   }
 
 
@@ -252,7 +254,11 @@ def largest_batch(config: Mapping, devices: Sequence[Any], room: float, found: M
       "batch_size": per_device * groups,
       "eval": found["config"]["eval"] | {"batch_size": 0},
     }
-    made = compiled(planned_job(config, devices, **changes), room)
+    try:
+      job = planned_job(config, devices, **changes)
+    except ValueError:  # the config does not allow this batch, e.g. a queue smaller than it
+      return math.inf, False
+    made = compiled(job, room)
     return made["peak_bytes"], made["fits"]
 
   second = found["batch_size"] // groups
@@ -262,6 +268,8 @@ def largest_batch(config: Mapping, devices: Sequence[Any], room: float, found: M
   points = {first: peak(first), second: (found["peak_bytes"], found["fits"])}
   if second * groups != found["batch_size"]:
     points = {first: (found["peak_bytes"], found["fits"]), second: peak(second)}
+  if not all(math.isfinite(size) for size, _ in points.values()):
+    return {"batch_per_device": None, "batch_size": None, "bytes_per_example": None}
   slope = max((points[second][0] - points[first][0]) / (second - first), 1.0)
   best = int((room - points[first][0]) / slope + first) // accum * accum
   for _ in range(3):

@@ -43,6 +43,9 @@ def make_mesh(
   # Auto, not the default Explicit: convolutions and view reshapes need it.
   kinds = (AxisType.Auto,) * len(sizes)
   slices = {getattr(device, "slice_index", 0) for device in there[:count]}
+  if len(slices) > 1 and replica != len(slices) and there[0].platform != "tpu":
+    # GPUs: every node counts as a slice, and one axis may well go across nodes.
+    return Mesh(np.asarray(there[:count]).reshape(*sizes.values()), tuple(sizes), axis_types=kinds)
   if len(slices) > 1:  # jax.make_mesh knows the links within a slice only
     outer = tuple(size if name == "replica" else 1 for name, size in sizes.items())
     if replica != len(slices):
@@ -71,6 +74,8 @@ def check_batch(batch_size: int, mesh: Mesh, accum: int = 1, name: str = "batch_
 def check_heads(encoder: Any, mesh: Mesh) -> None:
   """Raises ValueError where a `tensor` axis would cut through a head of attention."""
   heads, tensor = getattr(encoder, "heads", 0), mesh.shape.get("tensor", 1)
+  if tensor > 1 and not heads:
+    raise ValueError(f"mesh.tensor {tensor} splits attention, which the encoder does not have")
   if heads % tensor:
     raise ValueError(f"mesh.tensor {tensor} does not divide the {heads} heads of the encoder")
 

@@ -347,3 +347,40 @@ def test_an_unknown_variant_is_named():
   path = next(path for path in CONFIGS if path.stem == "mae_vitb")
   with pytest.raises(ValueError, match="variant 'vitl61' is none of vitb16, vitl16, vith14"):
     main.load_config(f"{path}:vitl61")
+
+
+# Losses of two-view methods are functions by name
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"method.loss": "ssljax.losses.nt_xent"}, "method.loss must be a function's name"),
+    ({"method.loss": "{'name': 'ssljax.losses.nt_xent'}"}, "two views: missing .*'temperature'"),
+    ({"method.loss.name": "ssljax.losses.nt_xemt"}, "did you mean ssljax.losses.nt_xent"),
+    ({"method.loss.temprature": "0.1"}, "did you mean method.loss.temperature"),
+    ({"method.queue": "64"}, 'method.queue needs method.target "teacher"'),
+    ({"method.queue": "64", "method.target": "teacher"}, "two views and a queue: "),
+    ({"method.predictor": "(8, 16)"}, 'needs method.target "stopped"'),
+    ({"method.target": "techer"}, "method.target 'techer' is none of"),
+    ({"batch_size": "1", "mesh.devices": "1"}, "a loss between the examples of a batch needs two"),
+    ({"data.views": "None", "data.views_on": "device"}, "views_on='device' needs data.views"),
+    ({"mesh.tensor": "2"}, "which the encoder does not have"),
+  ],
+)
+def test_what_a_two_view_config_must_not_say(settings, message):
+  with pytest.raises(ValueError, match=message):
+    job_lib.assemble(config_lib.override(tiny.config("simclr"), settings))
+
+
+def test_another_loss_by_its_name_alone_brings_its_own_arguments():
+  changed = config_lib.override(
+    tiny.config("barlow_twins"), {"method.loss.name": "ssljax.losses.vicreg"}
+  )
+  assert changed["method"]["loss"]["variance_weight"] == 25.0
+  assert "redundancy_weight" not in changed["method"]["loss"]
+  view = "ssljax.data.views.resize_crop"
+  changed = config_lib.override(
+    tiny.config("simclr"), {"data.eval_views.name": view, "data.eval_views.size": "(32, 32)"}
+  )
+  assert changed["data"]["eval_views"]["size"] == (32, 32)

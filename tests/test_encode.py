@@ -144,3 +144,14 @@ def test_tables_grow_by_batches_and_vanish_on_failure(tmp_path, kind, monkeypatc
     import pyarrow.parquet
 
     assert pyarrow.parquet.ParquetFile(out).num_row_groups == 2
+
+
+@pytest.mark.parametrize("method", ["simclr_vit", "moco"])
+def test_a_run_of_two_views_is_loaded_and_encodes(tmp_path, method):
+  """Empty parts of its state (a ViT has no batch statistics) are in no checkpoint."""
+  config = tiny.config(method, total_steps=3, mesh=dict(devices=1))
+  train.run(config, tmp_path)
+  run = load.load(tmp_path)
+  images = tiny.images(4)["image"]
+  out = run.method.encode(run.params, run.extra, {"image": images})
+  assert out["pooled"].shape == (4, 32) and np.isfinite(out["pooled"]).all()

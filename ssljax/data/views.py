@@ -225,7 +225,7 @@ def resize(image, size, method, rounded=False, mirrored=False):
 
 
 def resize_to(image, size, method, rounded=False, mirrored=False):
-  """Antialiased resize: float32, or `rounded` to the dtype of the image; `mirrored`: left for right.
+  """Antialiased resize: float32, or `rounded` to the image's dtype; `mirrored`: left for right.
 
   Where neither axis shrinks nothing needs antialiasing: TensorFlow's plain kernel gives the same
   values, faster and without the interpreter's lock.

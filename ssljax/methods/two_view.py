@@ -8,6 +8,7 @@ keys are not shuffled between devices: batch norm is over the global batch, whic
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,7 @@ def two_view(
   _check(dict(target=target, norm_views=norm_views, batch_norm=batch_norm))
   directions = ((0, 1), (1, 0)) if symmetric and target != "online" else ((0, 1),)
   _check_parts(batch_size, target, predictor, queue, len(directions))
+  _check_loss(loss, bool(queue))
   # The views that student and teacher must see.
   student = (0, 1) if symmetric or target != "teacher" else (0,)
   taught = (0, 1) if symmetric else (1,)
@@ -162,7 +164,8 @@ def two_view(
     return new
 
   def encode(params, extra, batch, layers=()):
-    variables = _variables(params["encoder"], extra["stats"]["encoder"])
+    # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
+    variables = _variables(params["encoder"], extra.get("stats", {}).get("encoder", {}))
     out = encoder.apply(variables, batch["image"], layers=layers)
     out.pop("tokens", None)
     prefix = encoder.prefix
@@ -208,6 +211,8 @@ def _run(together: bool, module, params, stats, x, **given):
 def _value(found) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean of a loss, and its terms where it tells them."""
   value, terms = found if isinstance(found, tuple) else (found, {})
+  if not isinstance(terms, dict):
+    raise ValueError("method.loss must return a number, [b], or either with a dict of its terms")
   return jnp.mean(value), {name: jnp.mean(term) for name, term in terms.items()}
 
 
@@ -231,6 +236,19 @@ def _check(given: dict[str, str]) -> None:
     if value not in CHOICES[argument]:
       names = ", ".join(CHOICES[argument])
       raise ValueError(f"method.{argument} {value!r} is none of {names}")
+
+
+def _check_loss(loss: Any, queue: bool) -> None:
+  if not callable(loss):
+    example = "dict(name='ssljax.losses.nt_xent', temperature=.1)"
+    raise ValueError(
+      f"method.loss must be a function's name and arguments, {example}, not {loss!r}"
+    )
+  given = "two views and a queue" if queue else "two views"
+  try:
+    inspect.signature(loss).bind(*(None,) * (3 if queue else 2))
+  except TypeError as error:
+    raise ValueError(f"method.loss is called with {given}: {error}") from None
 
 
 def _check_parts(batch_size: int, target: str, predictor: tuple, queue: int, directions: int):
