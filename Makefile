@@ -14,10 +14,10 @@ demo: $(VENV)/.ssljax
 	@$(PY) -m ssljax.reporting $(DEMO)
 
 test: $(VENV)/.test
-	$(PY) -m pytest -n auto --dist loadfile -m "not slow and not parity"
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not parity"
 
 test-all: $(VENV)/.test
-	$(PY) -m pytest -n auto --dist loadfile -m "not parity"
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity"
 
 parity: $(VENV)/.parity
 	$(PY) -m pytest -n auto --dist loadfile -m parity tests/parity

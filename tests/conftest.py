@@ -35,3 +35,15 @@ def forget_programs():
   import jax
 
   jax.clear_caches()
+
+
+# Files that take longest, first: at the end of a run nobody should wait for one of them.
+LONG = (
+  "test_processes", "test_notebook", "test_methods", "test_on_device", "test_resume",
+  "test_evaluate", "test_plan", "test_losses_table", "test_blocked", "test_main", "test_sharding",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  place = {name: number for number, name in enumerate(LONG)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
