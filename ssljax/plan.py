@@ -4,6 +4,7 @@ Compiles the training step of a config for devices that need not be here, and sa
 memory, work, communication, time. Neither data nor accelerator is touched."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -51,10 +52,8 @@ def topology_devices(name: str) -> Sequence[Any]:
 def _cpu_devices(count: int) -> Sequence[Any]:
   import jax
 
-  try:
+  with contextlib.suppress(RuntimeError):  # JAX has begun already: how many it has is checked below
     jax.config.update("jax_num_cpu_devices", count)
-  except RuntimeError:
-    pass  # JAX has begun already: with as many devices, or not
   there = jax.devices("cpu")
   if len(there) < count:
     raise ValueError(f"cpu:{count}, but JAX has begun with {len(there)} CPU devices")

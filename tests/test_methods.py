@@ -175,7 +175,8 @@ def test_draws_belong_to_examples_not_to_rows(name):
   turned = {key: value[::-1] for key, value in one.items()}
   first, _ = loss(params, extra, one, jax.random.key(1), 0)
   second, _ = loss(params, extra, turned, jax.random.key(1), 0)
-  np.testing.assert_allclose(first, second, rtol=1e-5)
+  # Rows summed in another order: a batch norm adds up more of them than a mean of losses does.
+  np.testing.assert_allclose(first, second, rtol=1e-5 if name in tiny.TWO_VIEWS else 1e-6)
 
 
 def test_one_compile_serves_all_steps(name):

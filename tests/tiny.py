@@ -59,11 +59,14 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
 }  # fmt: skip
 
 
+TWO_VIEWS = [name for name, (_, spec, _) in METHODS.items() if spec["name"].endswith("two_view")]
+
+
 def config(method: str = "mae", **changes: Any) -> dict:
   """A plain config of a tiny run on data in memory; `changes` replace top-level keys, and dicts
   among them are merged one level deep."""
   encoder, spec, seen = copy.deepcopy(METHODS[method])
-  place = "views" if spec["name"].endswith("two_view") else "hidden"
+  place = "views" if method in TWO_VIEWS else "hidden"
   base = dict(
     seed=0,
     total_steps=6,
