@@ -18,11 +18,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
   "models": (),
   "evals": (),
   "viz": ("records", "evals"),
-  "methods": ("losses", "targets", "models", "step", "schedules"),
+  "methods": ("losses", "targets", "models", "step", "schedules", "collapse"),
 }
 # Single files that others are built on.
 FILES: dict[str, tuple[str, ...]] = {
   "schedules": (),
+  "collapse": (),
   "sharding": (),
   "step": (),
   "optim": ("schedules",),

@@ -19,20 +19,21 @@ PAIR = dict(
   name="ssljax.data.views.two_views", size=(32, 32), scale=(0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.05),
   blur=(0.5, 0.1), solarize=(0.0, 0.2),
 )  # fmt: skip
+PAIRED = dict(views=PAIR)
 
-# One line a method: (arguments of the encoder, of the method, of the hidden places or the views).
+# One line a method: (arguments of the encoder, of the method, keys of `data`).
 METHODS: dict[str, tuple[dict, dict, dict]] = {
   "mae": (
     {},
     dict(name="ssljax.methods.masked", decoder_width=32, decoder_depth=1, decoder_heads=2),
-    dict(name="ssljax.data.masking.random", ratio=0.75),
+    dict(hidden=dict(name="ssljax.data.masking.random", ratio=0.75)),
   ),
   "simmim": (
     RELATIVE | dict(init_kernels="beit", depth_scale=True),
     dict(
       name="ssljax.methods.masked", layout="replace", head="linear", target="pixels", loss="l1"
     ),
-    dict(name="ssljax.data.masking.units", unit=2, ratio=0.6),
+    dict(hidden=dict(name="ssljax.data.masking.units", unit=2, ratio=0.6)),
   ),
   "data2vec": (
     RELATIVE | dict(init_kernels="beit", drop_path=0.1),
@@ -40,21 +41,21 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
       name="ssljax.methods.masked", layout="replace", head="linear", target="teacher",
       loss="smooth_l1", teacher_momentum=0.9, teacher_layers=2,
     ),
-    dict(name="ssljax.data.masking.block", count=38),
+    dict(hidden=dict(name="ssljax.data.masking.block", count=38)),
   ),
-  "simclr": (RESNET, TWO_VIEW | dict(norm_views="together", projector_last="scale"), PAIR),
-  "simclr_vit": (dict(drop_path=0.1), TWO_VIEW | dict(projector_norm="none"), PAIR),
+  "simclr": (RESNET, TWO_VIEW | dict(norm_views="together", projector_last="scale"), PAIRED),
+  "simclr_vit": (dict(drop_path=0.1), TWO_VIEW | dict(projector_norm="none"), PAIRED),
   "barlow_twins": (
-    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.barlow_twins"), loss_scale=0.1), PAIR
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.barlow_twins"), loss_scale=0.1), PAIRED
   ),
-  "vicreg": (RESNET, TWO_VIEW | dict(loss=dict(name="ssljax.losses.vicreg")), PAIR),
+  "vicreg": (RESNET, TWO_VIEW | dict(loss=dict(name="ssljax.losses.vicreg")), PAIRED),
   "moco": (
     RESNET,
     TWO_VIEW | dict(
       loss=dict(name="ssljax.losses.info_nce_queue", temperature=0.2), projector_norm="none",
       target="teacher", symmetric=False, momentum=0.9, queue=32,
     ),
-    PAIR,
+    PAIRED,
   ),
 }  # fmt: skip
 
@@ -65,15 +66,14 @@ TWO_VIEWS = [name for name, (_, spec, _) in METHODS.items() if spec["name"].ends
 def config(method: str = "mae", **changes: Any) -> dict:
   """A plain config of a tiny run on data in memory; `changes` replace top-level keys, and dicts
   among them are merged one level deep."""
-  encoder, spec, seen = copy.deepcopy(METHODS[method])
-  place = "views" if method in TWO_VIEWS else "hidden"
+  encoder, spec, data = copy.deepcopy(METHODS[method])
   base = dict(
     seed=0,
     total_steps=6,
     batch_size=16,
     encoder=encoder if "name" in encoder else ENCODER | encoder,
     method=spec,
-    data=dict(source=images(64), eval_train="", eval_test="") | {place: seen},
+    data=dict(source=images(64), eval_train="", eval_test="") | data,
     optimizer=dict(name="ssljax.optim.adamw", clip=1.0),
     schedule=dict(name="ssljax.schedules.warmup_cosine", base=1e-2, per=0, warmup_steps=2),
     checkpoint=dict(every=2, keep=2),
