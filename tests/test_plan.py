@@ -15,7 +15,7 @@ import tiny
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ssljax import chips, flops, hlo, main, plan, train
+from ssljax import chips, flops, hlo, main, plan, topology, train
 from ssljax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -267,13 +267,13 @@ def test_memory_traffic_of_a_program_that_is_known():
 @pytest.mark.parametrize("name", ["v5e", "v5e:", "tpu:8", "v5e:axb", "gpu:8", "cpu:x"])
 def test_a_topology_that_is_none_is_one_line(name):
   with pytest.raises(ValueError, match="is not like v5e:16x16"):
-    plan.topology_devices(name)
+    topology.topology_devices(name)
 
 
 def test_more_cpu_devices_than_there_are():
   jax.devices()  # JAX has begun: later the number of its CPU devices cannot change
   with pytest.raises(ValueError, match="JAX has begun with 8"):
-    plan.topology_devices("cpu:9")
+    topology.topology_devices("cpu:9")
 
 
 def test_chips_and_their_links():
