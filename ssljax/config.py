@@ -45,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "workers": 0,  # threads that decode; 0 lets tf.data choose
     "max_pixels": 100_000_000,
   },
+  # A linear probe that learns along: its rate, 0 is none; classes, 0 counts them in the labels.
+  "probe": {"rate": 0.0, "classes": 0},
   "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
   "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},  # seconds for a step; 0: any time
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
@@ -57,7 +59,7 @@ HOMES = {
   "schedule": "ssljax.schedules", "eval": "ssljax.evals", "data": "ssljax.data.views",
   "method.loss": "ssljax.losses",
 }  # fmt: skip
-SECTIONS = (*COMPONENTS, "data", "checkpoint", "log", "eval", "mesh")
+SECTIONS = (*COMPONENTS, "data", "probe", "checkpoint", "log", "eval", "mesh")
 DTYPES = ("float32", "bfloat16", "float16")
 # Which keys may differ between a run and its resumption. The first match decides.
 FREE = (
