@@ -43,13 +43,15 @@ DEFAULTS: dict[str, Any] = {
     "workers": 0,  # threads that decode; 0 lets tf.data choose
     "max_pixels": 100_000_000,
   },
+  # A linear probe that learns along: its rate, 0 is none; classes, 0 counts them in the labels.
+  "probe": {"rate": 0.0, "classes": 0},
   "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
   "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},  # seconds for a step; 0: any time
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
   "mesh": {"devices": 0, "state": "replicated", "min_size": 65536, "replica": 1, "tensor": 1},
 }
 COMPONENTS = ("method", "encoder", "optimizer", "schedule")
-SECTIONS = (*COMPONENTS, "data", "checkpoint", "log", "eval", "mesh")
+SECTIONS = (*COMPONENTS, "data", "probe", "checkpoint", "log", "eval", "mesh")
 DTYPES = ("float32", "bfloat16", "float16")
 # Which keys may differ between a run and its resumption. The first match decides.
 FREE = (

@@ -156,7 +156,7 @@ class Evaluation:
     where = jax.tree.map(lambda x: x.sharding, (job.state.params, job.state.extra))
 
     def start():
-      state = init_state(job.method, job.tx, batch, seed)
+      state = init_state(job.trained, job.tx, batch, seed)
       return state.params, state.extra
 
     return jax.jit(start, out_shardings=where)()

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from ssljax import config as config_lib
-from ssljax import on_device, processes, reporting, sharding
+from ssljax import on_device, optim, processes, reporting, sharding
 from ssljax.data import moments, pipeline, sources
 from ssljax.data.views import Views, recipe_of
-from ssljax.methods.combine import IMAGES, normalised, viewed
+from ssljax.methods.combine import IMAGES, normalised, viewed, with_probe
 from ssljax.step import Method, init_state
 
 # Of the red, green and blue channels of ImageNet, on the 0…1 scale.
@@ -27,7 +27,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Job:
   """A run, built: `batch` holds the shapes of a global batch as `method` sees it, `given` as the
   training step is given it and `trained` takes it: the same, unless views or hidden places are made
-  in the step. `state` holds the shapes of the state."""
+  in the step. `trained` is `method` with these and a probe, where the config asks for them, and
+  makes the state, whose shapes `state` holds."""
 
   config: dict[str, Any]
   mesh: jax.sharding.Mesh
@@ -171,10 +172,13 @@ def assemble(
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
   trained, given = method, batch
+  if config["probe"]["rate"]:
+    trained = with_probe(method, probe_classes(config["probe"], source))
+    tx = optim.beside(tx, probe=optax.adam(config["probe"]["rate"]))
   if feed.make_views or feed.draw_hidden:
-    trained = viewed(method, feed.make_views, feed.draw_hidden)
+    trained = viewed(trained, feed.make_views, feed.draw_hidden)
     given = on_device.given_shapes(feed, batch, IMAGES)
-  state = jax.eval_shape(lambda: init_state(method, tx, batch, config["seed"]))
+  state = jax.eval_shape(lambda: init_state(trained, tx, batch, config["seed"]))
   # On shapes alone: parts that do not go together show before the workdir is claimed.
   jax.eval_shape(trained.loss, state.params, state.extra, given, state.rng, state.step)
   job = Job(
@@ -198,6 +202,28 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
       " e.g. data.hidden=dict(name='ssljax.data.masking.random', ratio=.75)"
     )
   return config_lib.build(config["method"], **given)
+
+
+def probe_classes(probe: Mapping, source: Any) -> int:
+  """How many classes a probe of the source's labels tells apart.
+
+  Raises:
+    ValueError: no labels, or more of them than `probe.classes`.
+  """
+  if not source.labelled:
+    raise ValueError(
+      f"probe.rate {probe['rate']}: {source.name} has no labels to probe; set it to 0"
+    )
+  if source.labels is None:
+    if not probe["classes"]:
+      raise ValueError(f"probe.classes: set it, the labels of {source.name} lie beside its images")
+    return probe["classes"]
+  low, high = int(source.labels.min()), int(source.labels.max())
+  if low < 0 or 0 < probe["classes"] <= high:
+    raise ValueError(
+      f"probe.classes {probe['classes']}: the labels of {source.name} go from {low} to {high}"
+    )
+  return probe["classes"] or high + 1
 
 
 def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:

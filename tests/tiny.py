@@ -57,6 +57,31 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
+  "byol": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.normalized_l2"), loss_scale=2.0, projector_bias="hidden",
+      predictor=(32, 16), predictor_bias="hidden", target="teacher", momentum=0.9,
+    ),
+    PAIRED,
+  ),
+  "simsiam": (
+    RESNET,
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.negative_cosine"), projector=(32, 32, 32),
+      projector_last="plain", projector_bias="none", predictor=(16, 32), target="stopped",
+    ),
+    PAIRED,
+  ),
+  "mocov3": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.info_nce_inbatch", temperature=0.2), loss_scale=0.8,
+      projector=(32, 32, 16), projector_last="plain", projector_bias="none", predictor=(32, 16),
+      predictor_last="plain", predictor_bias="none", target="teacher", momentum=0.9,
+    ),
+    PAIRED,
+  ),
 }  # fmt: skip
 
 

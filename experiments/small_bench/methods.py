@@ -1,0 +1,132 @@
+"""The runs of the small benchmark: a base config for each encoder, a few lines for each method.
+
+A method is one entry of `METHODS`: its base, and what is different (dicts are merged). To add one,
+add lines here; the runs that are there stay as they are.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+# CIFAR-10's first 10,000 training pictures, judged on 2,000 others; Fashion-MNIST's likewise.
+STEPS, BATCH = 800, 128
+DATA: dict[str, dict] = {
+  "cifar10": dict(
+    query="", side=32, test="train[48000:50000]",
+    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+  ),
+  "fashion": dict(
+    query="?image=train_images&label=train_labels", side=28, test="train[58000:60000]",
+    mean=(0.286,) * 3, std=(0.353,) * 3,
+  ),
+}  # fmt: skip
+RESNET = dict(
+  encoder=dict(
+    name="ssljax.models.resnet", variant="18", stem="cifar", width=16, zero_init=False
+  ),
+  optimizer=dict(name="ssljax.optim.sgd", weight_decay=5e-4),
+  schedule=dict(base=0.06),
+)  # fmt: skip
+VIT = dict(
+  encoder=dict(
+    name="ssljax.models.vit", width=96, depth=4, heads=3, patch=(4, 4), pool="mean"
+  ),
+  optimizer=dict(name="ssljax.optim.adamw", b2=0.95, weight_decay=0.05),
+  schedule=dict(base=1e-3),
+)  # fmt: skip
+PAIR = dict(name="ssljax.data.views.two_views", jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0))
+CROP = dict(name="ssljax.data.views.crop_flip", scale=(0.2, 1.0))
+
+
+def two_view(loss: str, projector: tuple, arguments: Mapping = {}, **given: Any) -> dict:
+  """A method of two views by its loss and projector; arguments: of the loss."""
+  name = f"ssljax.losses.{loss}"
+  method = dict(
+    name="ssljax.methods.two_view", loss=dict(name=name, **arguments), projector=projector, **given
+  )
+  return dict(method=method, data=dict(views=PAIR))
+
+
+def masked(hidden: dict, **given: Any) -> dict:
+  """A method of hidden places."""
+  where = dict(hidden, name=f"ssljax.data.masking.{hidden['name']}")
+  method = dict(name="ssljax.methods.masked", **given)
+  return dict(method=method, data=dict(views=CROP, hidden=where))
+
+
+TEACHER = dict(target="teacher", momentum=dict(schedule="cosine", start=0.99, end=1.0))
+METHODS: dict[str, tuple[dict, dict]] = {
+  "mae": (VIT, masked(
+    dict(name="random", ratio=0.75), decoder_width=64, decoder_depth=1, decoder_heads=2,
+  )),
+  "simmim": (VIT, masked(
+    dict(name="units", unit=2, ratio=0.6), layout="replace", head="linear", target="pixels",
+    loss="l1",
+  )),
+  "data2vec": (VIT, masked(
+    dict(name="block", count=38), layout="replace", head="linear", target="teacher",
+    loss="smooth_l1", teacher_momentum=0.99, teacher_layers=2,
+  )),
+  "simclr": (RESNET, two_view(
+    "nt_xent", (256, 128), dict(temperature=0.5), projector_last="batch",
+  )),
+  "moco_v2": (RESNET, two_view(
+    "info_nce_queue", (256, 128), dict(temperature=0.1), projector_norm="none", target="teacher",
+    momentum=0.99, queue=2048,
+  )),
+  "moco_v3": (VIT, two_view(
+    "info_nce_inbatch", (256, 256, 128), dict(temperature=0.2), loss_scale=0.8,
+    projector_last="plain", projector_bias="none", predictor=(256, 128), predictor_last="plain",
+    predictor_bias="none", **TEACHER,
+  )),
+  "byol": (RESNET, two_view(
+    "normalized_l2", (512, 128), loss_scale=1.0, predictor=(512, 128), **TEACHER,
+  )),
+  "simsiam": (RESNET, two_view(
+    "negative_cosine", (256, 256, 256), projector_last="plain", projector_bias="none",
+    predictor=(64, 256), target="stopped",
+  ) | dict(optimizer=dict(groups=dict(predictor=dict(hold=STEPS // 10))))),
+  "barlow_twins": (RESNET, two_view(
+    "barlow_twins", (512, 512), dict(redundancy_weight=0.005), projector_bias="none",
+    loss_scale=0.1,
+  )),
+  "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
+}  # fmt: skip
+FASHION = ("mae", "simclr", "byol", "simsiam")
+
+
+def config(method: str, data: str, file: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
+  """The config of one run on `file`, an npz."""
+  about = DATA[data]
+  size = (about["side"], about["side"])
+  base, changes = METHODS[method]
+  whole: dict[str, Any] = dict(
+    seed=seed, total_steps=steps, batch_size=BATCH,
+    schedule=dict(
+      name="ssljax.schedules.warmup_cosine", per=0, warmup_steps=steps // 10
+    ),
+    data=dict(
+      source=f"npz:{file}{about['query']}", split="train[:10000]", eval_train="train[:10000]",
+      eval_test=about["test"], mean=about["mean"], std=about["std"],
+      eval_views=dict(name="ssljax.data.views.resize_crop", size=size, resize=size[0]),
+      views=dict(size=size),
+    ),
+    probe=dict(rate=1e-3),
+    checkpoint=dict(every=200, keep=2),
+    log=dict(every=20, tensorboard=False),
+    eval=dict(
+      every=steps, figures=False, heldout=False, batch_size=500,
+      knn=dict(name="ssljax.evals.knn", k=(20,), temperature=0.1),
+      linear=dict(name="ssljax.evals.linear"), rank=dict(name="ssljax.evals.rank"),
+    ),
+  )  # fmt: skip
+  return merged(merged(whole, base), changes)
+
+
+def merged(base: Mapping, changes: Mapping) -> dict[str, Any]:
+  """Nested dicts of both; where both have a value, that of `changes`."""
+  result = copy.deepcopy(dict(base))
+  for key, value in changes.items():
+    both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+    result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+  return result
