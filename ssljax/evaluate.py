@@ -234,7 +234,7 @@ class Evaluation:
     if not processes.first():
       return
     folder.mkdir(parents=True, exist_ok=True)
-    if self.job.hidden is not None:
+    if self.job.hidden is not None and not self.job.hidden.views:
       image = unit_scale(batch["image"][:PICTURES])
       reconstructions.reconstruction_figure(
         folder / "reconstructions.png", image, batch["hidden"][:PICTURES], self.job.grid, seen

@@ -167,7 +167,7 @@ def assemble(
   mean, std = statistics(config, source, workdir)
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
-  tx = config_lib.build(config["optimizer"], schedule=schedule)
+  tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
   trained, given = method, batch
@@ -192,7 +192,8 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
   if hidden is not None:
     given["hidden_count"] = hidden.count
   wanted = inspect.signature(config_lib.resolve(config["method"]["name"])).parameters
-  if "hidden_count" in wanted and hidden is None:
+  count = wanted.get("hidden_count")
+  if count is not None and count.default is count.empty and hidden is None:
     raise ValueError(
       "data.hidden is not set, and the method hides places:"
       " e.g. data.hidden=dict(name='ssljax.data.masking.random', ratio=.75)"
@@ -209,6 +210,7 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     return
   hints = {
     "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
+    "global": "; data.views=dict(name='ssljax.data.views.multi_crop') makes global and local",
     "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
   }
   hint = next((hints[key] for key in missing if key in hints), "")
@@ -239,7 +241,7 @@ def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden:
   if source.labelled:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:
-    shapes["hidden"] = ((b, int(np.prod(hidden.grid))), "bool")
+    shapes["hidden"] = ((b, *hidden.shape), "bool")
   # As the device holds them: float64 arrives as float32.
   kind = jax.dtypes.canonicalize_dtype
   return {k: jax.ShapeDtypeStruct(s, kind(t)) for k, (s, t) in shapes.items()}

@@ -1,5 +1,6 @@
 """Optimizers from a config: optax transformations that know which parameters decay."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,9 +9,9 @@ import optax
 
 from ssljax.schedules import Schedule
 
-# Vectors that PyTorch stores as [1 1 d] and therefore decays under the rule "all but tensors of one
-# dimension"; here they are [d], so they are named.
-TOKENS = ("cls_token", "mask_token")
+# Vectors that PyTorch stores as [1 1 d] or [k 1] and therefore decays under the rule "all but
+# tensors of one dimension"; here they are [d], so they are named.
+TOKENS = ("cls_token", "mask_token", "last_layer_gain")
 
 
 def decayed(params: Any, no_decay: tuple[str, ...] = ()) -> Any:
@@ -34,21 +35,111 @@ def adamw(
   b1: float = 0.9,
   b2: float = 0.95,
   eps: float = 1e-8,
-  weight_decay: float = 0.05,
+  weight_decay: float | Schedule = 0.05,
   no_decay: tuple[str, ...] = (),
   clip: float = 0.0,
+  clip_each: bool = False,
+  freeze: tuple[str, ...] = (),
+  freeze_steps: int = 0,
+  freeze_by: str = "gradient",
+  unit: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter 2017, 1711.05101), decay multiplied by the learning rate.
 
   Args:
+    weight_decay: a number, or a schedule of the step.
     no_decay: names of parameters that do not decay, besides the one-dimensional ones.
     clip: largest global norm of the gradient; 0 means none. PyTorch divides by norm + 1e-6, as
       here; optax's own clip divides by the norm.
+    clip_each: clip every tensor by its own norm (DINO, iBOT), not all by the global one.
+    freeze, freeze_steps, freeze_by, unit: see `held`.
   """
-  tx = optax.adamw(
-    schedule, b1, b2, eps, weight_decay=weight_decay, mask=lambda p: decayed(p, tuple(no_decay))
-  )
-  return optax.chain(clip_global_norm(clip), tx) if clip else tx
+
+  def from_step(first):
+    rate, decay = _later(schedule, first), _later(weight_decay, first)
+    mask = lambda params: decayed(params, tuple(no_decay))  # noqa: E731
+    return optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
+
+  tx = held(from_step, freeze, freeze_steps, freeze_by, unit)
+  clipping = clip_each_norm(clip) if clip_each else clip_global_norm(clip)
+  return optax.chain(clipping, tx) if clip else tx
+
+
+def held(
+  from_step: Callable[[int], optax.GradientTransformation],
+  freeze: tuple[str, ...],
+  freeze_steps: int,
+  freeze_by: str = "gradient",
+  unit: tuple[str, ...] = (),
+) -> optax.GradientTransformation:
+  """An optimizer some of whose parameters stay where they are for a while, or on the sphere.
+
+  Args:
+    from_step: first -> the optimizer as it is from that step of the run on.
+    freeze, freeze_steps: parameters whose path contains one of these words do not move in the first
+      steps. A gradient is clipped with the others before.
+    freeze_by: "gradient": they have none, neither moments nor counter move (DINO, iBOT, SwAV);
+      "rate": theirs is 0 while the moments gather (DINOv2).
+    unit: matrices [d k] whose path contains one of these words have columns of length 1 after every
+      step (SwAV's prototypes; `models.heads.Prototypes` with unit "start" begins so).
+
+  Raises:
+    ValueError: an unknown freeze_by, freeze without freeze_steps, words that name no parameter.
+  """
+  if freeze_by not in ("gradient", "rate"):
+    raise ValueError(f"optimizer.freeze_by {freeze_by!r} is none of gradient, rate")
+  if bool(freeze) != bool(freeze_steps) or freeze_steps < 0:
+    raise ValueError(
+      f"optimizer.freeze {tuple(freeze)} and optimizer.freeze_steps {freeze_steps} need each other"
+    )
+  tx = from_step(0)
+  if freeze and freeze_by == "rate":
+    still = lambda step: jnp.where(step < freeze_steps, 0.0, 1.0)  # noqa: E731
+    which = lambda params: named_like(params, freeze, "freeze")  # noqa: E731
+    tx = optax.chain(tx, optax.masked(optax.scale_by_schedule(still), which))
+  elif freeze:
+    started = lambda step: step >= freeze_steps  # noqa: E731
+    later = optax.transforms.conditionally_mask(from_step(freeze_steps), started)
+
+    def groups(params):
+      found = named_like(params, freeze, "freeze")
+      return jax.tree.map(lambda frozen: "frozen" if frozen else "free", found)
+
+    tx = optax.partition({"frozen": later, "free": tx}, groups)
+  return optax.chain(tx, unit_columns(unit)) if unit else tx
+
+
+def unit_columns(words: tuple[str, ...]) -> optax.GradientTransformation:
+  """Turns updates u of the matrices p [d k] so named into those that lead to unit columns of p + u;
+  the last part of an optimizer."""
+
+  def update(updates, state, params=None):
+    def one(chosen, u, p):
+      length = jnp.linalg.norm(p + u, axis=0, keepdims=True)
+      return (p + u) / jnp.maximum(length, 1e-12) - p if chosen else u
+
+    return jax.tree.map(one, named_like(params, words, "unit"), updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def named_like(params: Any, words: tuple[str, ...], key: str) -> Any:
+  """Which leaves have one of these words in their path: params -> a tree of bools; `key` of the
+  optimizer is named where none has."""
+
+  def one(path, leaf):
+    del leaf
+    return any(word in jax.tree_util.keystr(path, simple=True, separator="/") for word in words)
+
+  found = jax.tree_util.tree_map_with_path(one, params)
+  if not any(jax.tree.leaves(found)):
+    raise ValueError(f"optimizer.{key} {', '.join(words)} is in the name of no parameter")
+  return found
+
+
+def _later(value: Any, first: int) -> Any:
+  """A schedule as it goes on from a step, for those who begin to count there; a number as it is."""
+  return (lambda step: value(step + first)) if callable(value) else value
 
 
 def _clipped_trust(schedule: Schedule, trust: float) -> optax.GradientTransformation:
@@ -83,6 +174,19 @@ def clip_global_norm(limit: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def clip_each_norm(limit: float) -> optax.GradientTransformation:
+  """Scales the gradient of every tensor by min(1, limit / (its norm + 1e-6))."""
+
+  def one(g):
+    return g * jnp.minimum(1.0, limit / (jnp.linalg.norm(g.reshape(-1)) + 1e-6)).astype(g.dtype)
+
+  def update(updates, state, params=None):
+    del params
+    return jax.tree.map(one, updates), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def sgd(
   schedule: Schedule,
   *,
@@ -91,14 +195,23 @@ def sgd(
   weight_decay: float = 1e-4,
   decay_vectors: bool = True,
   clip: float = 0.0,
+  freeze: tuple[str, ...] = (),
+  freeze_steps: int = 0,
+  unit: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """Stochastic gradient descent with momentum; the decay is part of the gradient, as in PyTorch.
 
-  decay_vectors: decay biases and norms, too (MoCo and SimSiam do). clip: as in `adamw`.
+  decay_vectors: decay biases and norms, too (MoCo and SimSiam do). clip: as in `adamw`. freeze,
+  freeze_steps, unit: see `held`.
   """
   mask = None if decay_vectors else decayed
-  parts = [optax.add_decayed_weights(weight_decay, mask), optax.sgd(schedule, momentum, nesterov)]
-  return optax.chain(*([clip_global_norm(clip)] if clip else []), *parts)
+
+  def from_step(first):
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    return optax.chain(decay, optax.sgd(_later(schedule, first), momentum, nesterov))
+
+  tx = held(from_step, freeze, freeze_steps, unit=unit)
+  return optax.chain(clip_global_norm(clip), tx) if clip else tx
 
 
 def lars(
@@ -110,6 +223,10 @@ def lars(
   clip_trust: bool = False,
   rate_inside: bool = False,
   vector_rate: float = 1.0,
+  adapt_vectors: bool = False,
+  freeze: tuple[str, ...] = (),
+  freeze_steps: int = 0,
+  unit: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """LARS (You et al. 2017, 1708.03888); one-dimensional leaves neither decay nor adapt.
 
@@ -120,15 +237,24 @@ def lars(
     rate_inside: the momentum holds rate·ratio·g (SimCLR, optax) instead of ratio·g (BYOL, MoCo v3,
       Barlow Twins, VICReg). The two differ only while the rate moves.
     vector_rate: factor on the rate of one-dimensional leaves (Barlow Twins: .0048 for .2).
+    adapt_vectors: one-dimensional leaves decay and adapt like the others (SwAV).
+    freeze, freeze_steps, unit: see `held`.
   """
   adapted = lambda params: decayed(params)  # noqa: E731
-  ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), adapted)
-  if clip_trust:
-    ratio = optax.masked(_clipped_trust(schedule, trust), adapted)
-  rate = optax.scale_by_learning_rate(schedule)
-  if vector_rate != 1.0:
-    vectors = lambda params: jax.tree.map(lambda d: not d, decayed(params))  # noqa: E731
-    rate = optax.chain(optax.masked(optax.scale(vector_rate), vectors), rate)
-  trace = optax.trace(momentum)
-  tail = (rate, trace) if rate_inside else (trace, rate)
-  return optax.chain(optax.add_decayed_weights(weight_decay, decayed), ratio, *tail)
+  if adapt_vectors:
+    adapted = lambda params: jax.tree.map(lambda leaf: True, params)  # noqa: E731
+
+  def from_step(first):
+    shifted = _later(schedule, first)
+    ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), adapted)
+    if clip_trust:
+      ratio = optax.masked(_clipped_trust(shifted, trust), adapted)
+    rate = optax.scale_by_learning_rate(shifted)
+    if vector_rate != 1.0:
+      vectors = lambda params: jax.tree.map(lambda d: not d, decayed(params))  # noqa: E731
+      rate = optax.chain(optax.masked(optax.scale(vector_rate), vectors), rate)
+    trace = optax.trace(momentum)
+    tail = (rate, trace) if rate_inside else (trace, rate)
+    return optax.chain(optax.add_decayed_weights(weight_decay, adapted), ratio, *tail)
+
+  return held(from_step, freeze, freeze_steps, unit=unit)

@@ -47,7 +47,8 @@ def batch(name: str, number: int = 0) -> dict[str, np.ndarray]:
 def seen(name: str) -> dict[str, np.ndarray]:
   """A batch with what `encode` takes: pictures."""
   one = batch(name)
-  return one if "image" in one else one | {"image": one["views"][:, 0]}
+  leaf = next(key for key in ("image", "views", "global") if key in one)
+  return one if leaf == "image" else one | {"image": one[leaf][:, 0]}
 
 
 def losses(name: str, *args, steps: int = 3, same: bool = False) -> tuple[list[float], object]:
