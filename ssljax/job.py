@@ -170,6 +170,12 @@ def assemble(
   tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
+  queue = config["method"].get("queue", 0)
+  if not planned and isinstance(queue, int) and queue > source.size:
+    raise ValueError(
+      f"method.queue {queue} is larger than the {source.size} examples of {source.name}: it would"
+      " hold an example twice"
+    )
   trained, given = method, batch
   if feed.make_views or feed.draw_hidden:
     trained = viewed(method, feed.make_views, feed.draw_hidden)

@@ -12,6 +12,8 @@ from ssljax.schedules import Schedule
 # Vectors that PyTorch stores as [1 1 d] or [k 1] and therefore decays under the rule "all but
 # tensors of one dimension"; here they are [d], so they are named.
 TOKENS = ("cls_token", "mask_token", "last_layer_gain")
+# What an encoder has before its blocks.
+FIRST = ("stem", "cls_token", "registers", "positions", "relative_bias")
 
 
 def decayed(params: Any, no_decay: tuple[str, ...] = ()) -> Any:
@@ -38,7 +40,9 @@ def adamw(
   weight_decay: float | Schedule = 0.05,
   no_decay: tuple[str, ...] = (),
   clip: float = 0.0,
-  clip_each: bool = False,
+  clip_by: str = "global",
+  layer_decay: float = 1.0,
+  stem_rate: float = 1.0,
   freeze: tuple[str, ...] = (),
   freeze_steps: int = 0,
   freeze_by: str = "gradient",
@@ -49,20 +53,49 @@ def adamw(
   Args:
     weight_decay: a number, or a schedule of the step.
     no_decay: names of parameters that do not decay, besides the one-dimensional ones.
-    clip: largest global norm of the gradient; 0 means none. PyTorch divides by norm + 1e-6, as
-      here; optax's own clip divides by the norm.
-    clip_each: clip every tensor by its own norm (DINO, iBOT), not all by the global one.
+    clip: largest norm of the gradient; 0 means none. PyTorch divides by norm + 1e-6, as here;
+      optax's own clip divides by the norm.
+    clip_by: the norm of all ("global"), of each top-level part, such as encoder and head ("part":
+      DINOv2), or of each tensor ("tensor": DINO, iBOT).
+    layer_decay, stem_rate: factors on the rates of the encoder, see `layered`.
     freeze, freeze_steps, freeze_by, unit: see `held`.
   """
 
   def from_step(first):
     rate, decay = _later(schedule, first), _later(weight_decay, first)
     mask = lambda params: decayed(params, tuple(no_decay))  # noqa: E731
-    return optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
+    tx = optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
+    factors = layered(layer_decay, stem_rate)
+    return tx if layer_decay == stem_rate == 1.0 else optax.chain(tx, factors)
 
+  if clip_by not in CLIPS:
+    raise ValueError(f"optimizer.clip_by {clip_by!r} is none of {', '.join(CLIPS)}")
   tx = held(from_step, freeze, freeze_steps, freeze_by, unit)
-  clipping = clip_each_norm(clip) if clip_each else clip_global_norm(clip)
-  return optax.chain(clipping, tx) if clip else tx
+  return optax.chain(CLIPS[clip_by](clip), tx) if clip else tx
+
+
+def layered(layer_decay: float, stem_rate: float = 1.0) -> optax.GradientTransformation:
+  """Factors on the updates of an encoder of `depth` blocks: layer_decay^(depth - i) for block i
+  (from 0), layer_decay^(depth + 1) for what comes before them, stem, tokens and positions, and 1
+  for final norm and heads; the stem's is multiplied by `stem_rate` as well (DINOv2)."""
+
+  def factor(depth, path):
+    words = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    block = next((int(w.removeprefix("block_")) for w in words if w.startswith("block_")), None)
+    if words[0] == "encoder" and block is not None:
+      return layer_decay ** (depth - block)
+    if words[-1] == "mask_token" or (words[0] == "encoder" and words[1] in FIRST):
+      return layer_decay ** (depth + 1) * (stem_rate if "stem" in words else 1.0)
+    return 1.0
+
+  def update(updates, state, params=None):
+    depth = len(params["encoder"].get("blocks", {}))
+    if not depth:
+      raise ValueError("optimizer.layer_decay needs an encoder of blocks, such as vit")
+    one = lambda path, u: u * factor(depth, path)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(one, updates), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def held(
@@ -174,7 +207,18 @@ def clip_global_norm(limit: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def clip_each_norm(limit: float) -> optax.GradientTransformation:
+def clip_part_norms(limit: float) -> optax.GradientTransformation:
+  """Scales the gradients of every top-level part by min(1, limit / (its norm + 1e-6))."""
+  one = clip_global_norm(limit)
+
+  def update(updates, state, params=None):
+    del params
+    return {name: one.update(part, state)[0] for name, part in updates.items()}, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def clip_tensor_norms(limit: float) -> optax.GradientTransformation:
   """Scales the gradient of every tensor by min(1, limit / (its norm + 1e-6))."""
 
   def one(g):
@@ -185,6 +229,9 @@ def clip_each_norm(limit: float) -> optax.GradientTransformation:
     return jax.tree.map(one, updates), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+CLIPS = {"global": clip_global_norm, "part": clip_part_norms, "tensor": clip_tensor_norms}
 
 
 def sgd(

@@ -96,10 +96,16 @@ def test_moving_values_held_for_an_epoch():
 
 def test_each_tensor_is_clipped_by_its_own_norm():
   grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([[12.0]]), "c": jnp.zeros(2)}
-  clipped, _ = optim.clip_each_norm(6.0).update(grads, optax.EmptyState())
+  clipped, _ = optim.clip_tensor_norms(6.0).update(grads, optax.EmptyState())
   np.testing.assert_array_equal(clipped["a"], grads["a"])
   np.testing.assert_allclose(clipped["b"], 6.0, rtol=1e-6)
   np.testing.assert_array_equal(clipped["c"], 0)
+  parts = {"encoder": grads, "head": {"d": jnp.array([5.0])}}  # of norm 13 and 5
+  clipped, _ = optim.clip_part_norms(6.5).update(parts, optax.EmptyState())
+  np.testing.assert_allclose(clipped["encoder"]["b"], 6.0, rtol=1e-6)
+  np.testing.assert_array_equal(clipped["head"]["d"], 5.0)
+  with pytest.raises(ValueError, match="clip_by 'block' is none of global, part, tensor"):
+    optim.adamw(lambda step: 0.1, clip=1.0, clip_by="block")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +189,25 @@ def test_decay_may_follow_a_schedule():
   for decay in (0.5, 1.0):
     updates, state = tx.update({"kernel": jnp.zeros((2, 2))}, state, params)
     np.testing.assert_allclose(updates["kernel"], -0.1 * decay, rtol=1e-6)
+
+
+def test_rates_fall_towards_the_stem():
+  """DINOv2: .9 a layer, from the heads down, and a fifth of that for the patches' layer."""
+  leaf = jnp.ones((2, 2))
+  blocks = {f"block_{i}": {"attn": {"kernel": leaf}} for i in range(2)}
+  encoder = {"stem": {"kernel": leaf}, "positions": leaf, "blocks": blocks, "norm": {"scale": leaf}}
+  params = {"encoder": encoder, "head": {"kernel": leaf}, "mask_token": leaf[0]}
+  tx = optim.layered(0.9, 0.2)
+  found, _ = tx.update(params, tx.init(params), params)
+  first = 0.9**3
+  np.testing.assert_allclose(found["encoder"]["stem"]["kernel"], 0.2 * first, rtol=1e-6)
+  np.testing.assert_allclose(found["encoder"]["positions"], first, rtol=1e-6)
+  np.testing.assert_allclose(found["mask_token"], first, rtol=1e-6)
+  for i, factor in enumerate((0.81, 0.9)):
+    kernel = found["encoder"]["blocks"][f"block_{i}"]["attn"]["kernel"]
+    np.testing.assert_allclose(kernel, factor, rtol=1e-6)
+  np.testing.assert_array_equal(found["encoder"]["norm"]["scale"], 1)
+  np.testing.assert_array_equal(found["head"]["kernel"], 1)
 
 
 # Frozen for a while, and on the sphere

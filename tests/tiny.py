@@ -26,8 +26,9 @@ CROPS = dict(
 )  # fmt: skip
 DINO = dict(
   name="ssljax.methods.self_distillation", prototypes=24, head_hidden=32, head_bottleneck=16,
-  momentum=0.9,
+  head_start="torch", momentum=0.9,
 )  # fmt: skip
+SWAV = dict(name="ssljax.methods.swav", projector=(32, 16), prototypes=24)
 LOCAL = dict(positions="learned", positions_size=(32, 32), positions_resize="offset")
 
 # One line a method: (arguments of the encoder, of the method, keys of `data`).
@@ -81,10 +82,12 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks", min_area=4)),
   ),
+  "swav": (RESNET, SWAV, dict(views=CROPS)),
+  "swav_queue": ({}, SWAV | dict(queue=32, queue_from=1), dict(views=CROPS)),
 }  # fmt: skip
 
 
-TWO_VIEWS = [name for name, (_, spec, _) in METHODS.items() if spec["name"].endswith("two_view")]
+COUPLED = [n for n, (_, spec, _) in METHODS.items() if not spec["name"].endswith("masked")]
 
 
 def config(method: str = "mae", **changes: Any) -> dict:

@@ -192,7 +192,7 @@ def _boxes(streams, grid, counts, min_area, aspect, rounds=32, tries=10) -> np.n
   """BEiT's boxes for the whole batch at once: bool [b g1..gr], at most `counts` [b] hidden."""
   coordinates = np.meshgrid(*map(np.arange, grid), indexing="ij")
   hidden = np.zeros((len(streams), *grid), bool)
-  left = counts.copy()
+  left = np.broadcast_to(counts, len(streams)).copy()
   failed = np.zeros(len(streams), int)
   active = np.flatnonzero(left > 0)
   while len(active):

@@ -8,7 +8,6 @@ DINOv2 (Oquab et al. 2023, 2304.07193): `patch_head` "separate", `patch_center` 
 Sinkhorn see the global batch, where the original's KoLeo sees one device's part.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from ssljax import collapse, losses, schedules
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import DINOHead
 from ssljax.models.norms import with_statistics
+from ssljax.models.views import evaluated, merged, see, see_all, view_keys
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {
@@ -40,6 +40,7 @@ def self_distillation(
   head_layers: int = 3,
   head_norm: str = "none",
   head_gain: str = "fixed",
+  head_start: str = "normal",
   balance: str = "center",
   center_momentum: float = 0.9,
   momentum=0.996,
@@ -60,7 +61,8 @@ def self_distillation(
     encoder: from `models/`.
     hidden_count: the most places that `batch["hidden"]` hides in a view.
     prototypes: outputs of the head; the loss begins near their logarithm.
-    head_hidden, head_bottleneck, head_layers, head_norm, head_gain: of `models.heads.DINOHead`.
+    head_hidden, head_bottleneck, head_layers, head_norm, head_gain, head_start: of
+      `models.heads.DINOHead`.
     balance: of the teacher's scores: "center" (a running mean is taken off, which moves by
       `center_momentum` after the loss) or "sinkhorn".
     momentum: of the teacher, an average of encoder and heads, moved after each step. This, the
@@ -90,11 +92,9 @@ def self_distillation(
   apart = patches and patch_head == "separate"
   outs = {"head": prototypes} | ({"patch_head": patch_prototypes or prototypes} if apart else {})
   sizes = head_hidden, head_bottleneck, head_layers, head_norm
-  heads = {
-    name: DINOHead(out, *sizes, gain=head_gain, dtype=encoder.dtype) for name, out in outs.items()
-  }
+  rest: dict[str, Any] = dict(gain=head_gain, start=head_start, dtype=encoder.dtype)
+  heads = {name: DINOHead(out, *sizes, **rest) for name, out in outs.items()}
   on_patches = "patch_head" if apart else "head"
-  see = functools.partial(_see, encoder)
 
   def init(rng, batch):
     if patches and batch["hidden"].ndim != 3:
@@ -124,20 +124,17 @@ def self_distillation(
   def embed(params, extra, batch, rng, step):
     """Features of the views, {"student": [b v d], "teacher": [b 2 d]}; with patches those at the
     hidden places, "patches" [b 2 m d], and "teacher_patches" at these or all places."""
-    large, small = batch["global"], batch.get("local")
-    count = large.shape[1] + (0 if small is None else small.shape[1])
-    keys = jax.vmap(lambda key: jax.random.split(key, count))(example_keys(rng, batch["index"]))
+    keys = view_keys(example_keys(rng, batch["index"]), batch)
     hide = {"hidden": batch["hidden"]} if patches else {}
     token = {"mask_token": params["mask_token"]} if patches else {}
-    stats, teacher_stats = (_stats(extra, place, "encoder") for place in ("stats", "teacher_stats"))
-    out, stats = see(params["encoder"], stats, large, keys=keys[:, :2], **hide, fixed=token)
-    z = {"student": out["pooled"]}
-    if small is not None:
-      few, stats = see(params["encoder"], stats, small, keys=keys[:, 2:])
-      z["student"] = jnp.concatenate([z["student"], few["pooled"]], axis=1)
+    own = params["encoder"], _stats(extra, "stats", "encoder"), batch, keys
+    pooled, out, stats = see_all(encoder, *own, token, **hide)
+    teacher_stats = _stats(extra, "teacher_stats", "encoder")
     # Of an encoder with batch norm keys are the sign of training; in others they drop paths.
-    own = {"keys": keys[:, :2]} if teacher_stats else {}
-    taught, teacher_stats = see(extra["teacher"]["encoder"], teacher_stats, large, **own)
+    training = {"keys": keys[:, :2]} if teacher_stats else {}
+    teacher = extra["teacher"]["encoder"], teacher_stats, batch["global"]
+    taught, teacher_stats = see(encoder, *teacher, **training)
+    z = {"student": pooled}
     z["teacher"] = taught["pooled"]
     if patches:
       places = _places(batch["hidden"], hidden_count)
@@ -172,8 +169,8 @@ def self_distillation(
       if center:
         mean["center/patches"] = _sums(wanted, None if patch_center == "all" else counts)
       wanted = _take(wanted, places) if wanted.shape[2] > places.shape[2] else wanted
-      pairs = (_merged(x) for x in (scores(on_patches, z["patches"]), wanted))
-      args = center.get("patches"), student_temperature, patch_heat(step), _merged(counts)
+      pairs = (merged(x) for x in (scores(on_patches, z["patches"]), wanted))
+      args = center.get("patches"), student_temperature, patch_heat(step), merged(counts)
       metrics["ibot"] = losses.ibot_loss(*pairs, *args).mean()
       value = value + weight(step) * metrics["ibot"]
     if koleo_weight:
@@ -199,13 +196,8 @@ def self_distillation(
     return new
 
   def encode(params, extra, batch, layers=()):
-    # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
     stats = _stats(extra, "stats", "encoder")
-    variables = {"params": params["encoder"]} | ({"batch_stats": stats} if stats else {})
-    out = encoder.apply(variables, batch["image"], layers=layers)
-    out.pop("tokens", None)
-    taken = {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
-    return out | taken
+    return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
 
   whole = ""
   if getattr(encoder, "batch_norm", False) and batch_norm == "global":
@@ -213,31 +205,20 @@ def self_distillation(
       "the encoder's batch norm sees the whole batch;"
       ' method.batch_norm="microbatch" gives each microbatch its own statistics'
     )
-  parts = (embed, couple) if couples else (None, None)
   needs = ("global", "index", *(("hidden",) if patches else ()))
-  return Method(init, coupled(embed, couple), update, encode, None, needs, *parts, whole)
-
-
-def _see(encoder, params, stats, x, fixed=None, **given):
-  """The encoder on views [b v h w c], as (b v): outputs [b v …] and running statistics. `given` is
-  [b v …], too; `fixed` is the same for all."""
-  arrays = jax.tree.map(_merged, given)
-  out, stats = with_statistics(encoder, params, stats, _merged(x), **arrays, **(fixed or {}))
-  kept = {name: out[name] for name in ("pooled", "patches")}
-  return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), kept), stats
-
-
-def _merged(x: jax.Array) -> jax.Array:
-  return x.reshape(-1, *x.shape[2:])
+  made = Method(init, coupled(embed, couple), update, encode, None, needs, whole=whole)
+  # With centres alone every example has a loss of its own: plain microbatches hold fewer scores.
+  return made._replace(embed=embed, couple=couple) if couples else made
 
 
 def _stats(extra, place, name) -> Any:
+  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
   return extra.get(place, {}).get(name, {})
 
 
 def _places(hidden: jax.Array, count: int) -> jax.Array:
   """The hidden places of each view, filled up with others: bool [b v n] -> [b v count]."""
-  places = tokens_lib.split_hidden(_merged(hidden), count)[1]
+  places = tokens_lib.split_hidden(merged(hidden), count)[1]
   return places.reshape(*hidden.shape[:2], count)
 
 
