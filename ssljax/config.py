@@ -2,8 +2,8 @@
 
 A component is `dict(name="dotted.path", **arguments)`. The path of a module stands for the function
 of the same name in it: "ssljax.methods.masked" is `ssljax.methods.masked.masked`. Its positional
-parameters without a default (and `dtype`, which is one key for the whole run) are given by the run,
-the others are the config's.
+parameters without a default (and `dtype`, which is one key for the whole run, and `hidden_count`,
+which follows from data.hidden) are given by the run, the others are the config's.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Any
 from ssljax import schedules
 from ssljax.names import nearest, resolve
 
-GIVEN = ("dtype",)
+GIVEN = ("dtype", "hidden_count")
 REQUIRED = ("total_steps", "batch_size", "method", "encoder", "data")
 DEFAULTS: dict[str, Any] = {
   "seed": 0,

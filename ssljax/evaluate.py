@@ -15,7 +15,7 @@ from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax import processes, reporting, sharding
 from ssljax.evals import features as features_lib
-from ssljax.methods.combine import viewed
+from ssljax.methods.combine import IMAGES, viewed
 from ssljax.step import init_state
 
 NEED_LABELS = ("ssljax.evals.knn", "ssljax.evals.linear")
@@ -111,7 +111,7 @@ class Evaluation:
 
   def _place(self, batch: Mapping) -> dict[str, jax.Array]:
     """This process's rows of a batch, as global arrays."""
-    keys = {"image", "index", "hidden", *self.job.method.needs}
+    keys = {*IMAGES, "index", "hidden", *self.job.method.needs}
     kept = {k: np.asarray(v) for k, v in batch.items() if k in keys}
     return sharding.to_global(kept, self.job.mesh, self._size)
 
@@ -234,7 +234,7 @@ class Evaluation:
     if not processes.first():
       return
     folder.mkdir(parents=True, exist_ok=True)
-    if self.job.hidden is not None:
+    if self.job.hidden is not None and not self.job.hidden.views:
       image = unit_scale(batch["image"][:PICTURES])
       reconstructions.reconstruction_figure(
         folder / "reconstructions.png", image, batch["hidden"][:PICTURES], self.job.grid, seen

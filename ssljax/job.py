@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from ssljax import config as config_lib
-from ssljax import on_device, optim, processes, reporting, sharding
+from ssljax import groups, on_device, processes, reporting, sharding
 from ssljax.data import moments, pipeline, sources
 from ssljax.data.views import Views, recipe_of
 from ssljax.methods.combine import IMAGES, normalised, viewed, with_probe
@@ -168,13 +168,19 @@ def assemble(
   mean, std = statistics(config, source, workdir)
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
-  tx = config_lib.build(config["optimizer"], schedule=schedule)
+  tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
+  queue = config["method"].get("queue", 0)
+  if not planned and isinstance(queue, int) and queue > source.size:
+    raise ValueError(
+      f"method.queue {queue} is larger than the {source.size} examples of {source.name}: it would"
+      " hold an example twice"
+    )
   trained, given = method, batch
   if config["probe"]["rate"]:
     trained = with_probe(method, probe_classes(config["probe"], source))
-    tx = optim.beside(tx, probe=optax.adam(config["probe"]["rate"]))
+    tx = groups.beside(tx, probe=optax.adam(config["probe"]["rate"]))
   if feed.make_views or feed.draw_hidden:
     trained = viewed(trained, feed.make_views, feed.draw_hidden)
     given = on_device.given_shapes(feed, batch, IMAGES)
@@ -196,7 +202,8 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
   if hidden is not None:
     given["hidden_count"] = hidden.count
   wanted = inspect.signature(config_lib.resolve(config["method"]["name"])).parameters
-  if "hidden_count" in wanted and hidden is None:
+  count = wanted.get("hidden_count")
+  if count is not None and count.default is count.empty and hidden is None:
     raise ValueError(
       "data.hidden is not set, and the method hides places:"
       " e.g. data.hidden=dict(name='ssljax.data.masking.random', ratio=.75)"
@@ -235,6 +242,7 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     return
   hints = {
     "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
+    "global": "; data.views=dict(name='ssljax.data.views.multi_crop') makes global and local",
     "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
   }
   hint = next((hints[key] for key in missing if key in hints), "")
@@ -265,7 +273,7 @@ def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden:
   if source.labelled:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:
-    shapes["hidden"] = ((b, int(np.prod(hidden.grid))), "bool")
+    shapes["hidden"] = ((b, *hidden.shape), "bool")
   # As the device holds them: float64 arrives as float32.
   kind = jax.dtypes.canonicalize_dtype
   return {k: jax.ShapeDtypeStruct(s, kind(t)) for k, (s, t) in shapes.items()}

@@ -1,20 +1,17 @@
 """Optimizers from a config: optax transformations that know which parameters decay."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ssljax.groups import Groups, arranged, layered
 from ssljax.schedules import Schedule
 
-# Vectors that PyTorch stores as [1 1 d] and therefore decays under the rule "all but tensors of one
-# dimension"; here they are [d], so they are named.
-TOKENS = ("cls_token", "mask_token")
-# Path of parameters, "predictor" or "encoder/stem" -> what is different for those under it.
-Groups = Mapping[str, Mapping[str, float]]
-CHANGES = ("factor", "hold", "weight_decay")
+# Vectors that PyTorch stores as [1 1 d] or [k 1] and therefore decays under the rule "all but
+# tensors of one dimension"; here they are [d], so they are named.
+TOKENS = ("cls_token", "mask_token", "last_layer_gain")
 
 
 def decayed(params: Any, no_decay: tuple[str, ...] = ()) -> Any:
@@ -38,90 +35,43 @@ def adamw(
   b1: float = 0.9,
   b2: float = 0.95,
   eps: float = 1e-8,
-  weight_decay: float = 0.05,
+  weight_decay: float | Schedule = 0.05,
   no_decay: tuple[str, ...] = (),
   decay_vectors: bool = False,
   clip: float = 0.0,
+  clip_by: str = "global",
+  layer_decay: float = 1.0,
+  stem_rate: float = 1.0,
   groups: Groups | None = None,
+  freeze: tuple[str, ...] = (),
+  freeze_steps: int = 0,
+  freeze_by: str = "gradient",
+  unit: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter 2017, 1711.05101), decay multiplied by the learning rate.
 
   Args:
+    weight_decay: a number, or a schedule of the step.
     no_decay: names of parameters that do not decay, besides the one-dimensional ones.
     decay_vectors: decay these, too (MoCo v3).
-    clip: largest global norm of the gradient; 0 means none. PyTorch divides by norm + 1e-6, as
-      here; optax's own clip divides by the norm.
-    groups: see `grouped`.
+    clip: largest norm of the gradient; 0 means none. PyTorch divides by norm + 1e-6, as here;
+      optax's own clip divides by the norm.
+    clip_by: the norm of all ("global"), of each top-level part, such as encoder and head ("part":
+      DINOv2), or of each tensor ("tensor": DINO, iBOT).
+    layer_decay, stem_rate: factors on the rates of the encoder, see `groups.layered`.
+    groups, freeze, freeze_steps, freeze_by, unit: see `groups.grouped` and `groups.held`.
   """
+  if clip_by not in CLIPS:
+    raise ValueError(f"optimizer.clip_by {clip_by!r} is none of {', '.join(CLIPS)}")
 
   def make(rate, decay):
     mask = None if decay_vectors else lambda params: decayed(params, tuple(no_decay))
-    return optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
+    tx = optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
+    factors = layered(layer_decay, stem_rate)
+    return tx if layer_decay == stem_rate == 1.0 else optax.chain(tx, factors)
 
-  tx = grouped(make, schedule, weight_decay, groups)
-  return optax.chain(clip_global_norm(clip), tx) if clip else tx
-
-
-def grouped(
-  make: Callable, schedule: Schedule, weight_decay: float, groups: Groups | None
-) -> optax.GradientTransformation:
-  """`make(schedule, weight_decay)`, with other arguments for parameters under some paths.
-
-  groups: {path: changes}, e.g. {"predictor": {"hold": 0}, "encoder/stem": {"factor": 0}}; the
-  longest path that fits decides. "factor" multiplies the rate, 0 freezes; "hold": the rate stays
-  what the schedule gives at this step; "weight_decay" takes the place of the others'.
-
-  Raises:
-    ValueError: an unknown change, or a path with no parameter under it.
-  """
-  if not groups:
-    return make(schedule, weight_decay)
-  for path, changes in groups.items():
-    if unknown := [key for key in changes if key not in CHANGES]:
-      known = ", ".join(CHANGES)
-      raise ValueError(f"optimizer.groups.{path}: {', '.join(unknown)} is none of {known}")
-  parts = {"": make(schedule, weight_decay)}
-  for path, changes in groups.items():
-    frozen = changes.get("factor", 1.0) == 0
-    given = _moved(schedule, changes), changes.get("weight_decay", weight_decay)
-    parts[path] = optax.set_to_zero() if frozen else make(*given)
-  # Labels are keys of the state, whose leaves are saved by their paths.
-  label = {path: path.replace("/", ".") or "rest" for path in parts}
-  return optax.partition(
-    {label[path]: part for path, part in parts.items()},
-    lambda params: jax.tree.map(label.get, _paths_of(params, tuple(groups))),
-  )
-
-
-def beside(
-  tx: optax.GradientTransformation, **others: optax.GradientTransformation
-) -> optax.GradientTransformation:
-  """`tx` for all parameters but the parts that are named, which have an optimizer of their own."""
-  return optax.partition(
-    {"rest": tx, **others}, lambda params: {k: k if k in others else "rest" for k in params}
-  )
-
-
-def _moved(schedule: Schedule, changes: Mapping[str, float]) -> Schedule:
-  """The rate of a group."""
-  factor, hold = changes.get("factor", 1.0), changes.get("hold")
-  return lambda step: factor * schedule(step if hold is None else hold)
-
-
-def _paths_of(params: Any, paths: tuple[str, ...]) -> Any:
-  """For each leaf the longest of the paths that it lies under, or ""."""
-  used = set()
-
-  def one(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/") + "/"
-    found = max((p for p in paths if name.startswith(f"{p}/")), key=len, default="")
-    used.add(found)
-    return found
-
-  tree = jax.tree_util.tree_map_with_path(one, params)
-  if lost := [path for path in paths if path not in used]:
-    raise ValueError(f"optimizer.groups: no parameter lies under {', '.join(lost)}")
-  return tree
+  tx = arranged(make, schedule, weight_decay, groups, freeze, freeze_steps, freeze_by, unit)
+  return optax.chain(CLIPS[clip_by](clip), tx) if clip else tx
 
 
 def _clipped_trust(schedule: Schedule, trust: float) -> optax.GradientTransformation:
@@ -156,6 +106,33 @@ def clip_global_norm(limit: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def clip_part_norms(limit: float) -> optax.GradientTransformation:
+  """Scales the gradients of every top-level part by min(1, limit / (its norm + 1e-6))."""
+  one = clip_global_norm(limit)
+
+  def update(updates, state, params=None):
+    del params
+    return {name: one.update(part, state)[0] for name, part in updates.items()}, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def clip_tensor_norms(limit: float) -> optax.GradientTransformation:
+  """Scales the gradient of every tensor by min(1, limit / (its norm + 1e-6))."""
+
+  def one(g):
+    return g * jnp.minimum(1.0, limit / (jnp.linalg.norm(g.reshape(-1)) + 1e-6)).astype(g.dtype)
+
+  def update(updates, state, params=None):
+    del params
+    return jax.tree.map(one, updates), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+CLIPS = {"global": clip_global_norm, "part": clip_part_norms, "tensor": clip_tensor_norms}
+
+
 def sgd(
   schedule: Schedule,
   *,
@@ -165,18 +142,21 @@ def sgd(
   decay_vectors: bool = True,
   clip: float = 0.0,
   groups: Groups | None = None,
+  freeze: tuple[str, ...] = (),
+  freeze_steps: int = 0,
+  unit: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """Stochastic gradient descent with momentum; the decay is part of the gradient, as in PyTorch.
 
-  decay_vectors: decay biases and norms, too (MoCo and SimSiam do). clip: as in `adamw`. groups:
-  see `grouped`.
+  decay_vectors: decay biases and norms, too (MoCo and SimSiam do). clip: as in `adamw`. groups,
+  freeze, freeze_steps, unit: see `groups.grouped` and `groups.held`.
   """
   mask = None if decay_vectors else decayed
 
   def make(rate, decay):
     return optax.chain(optax.add_decayed_weights(decay, mask), optax.sgd(rate, momentum, nesterov))
 
-  tx = grouped(make, schedule, weight_decay, groups)
+  tx = arranged(make, schedule, weight_decay, groups, freeze, freeze_steps, unit=unit)
   return optax.chain(clip_global_norm(clip), tx) if clip else tx
 
 
@@ -189,7 +169,11 @@ def lars(
   clip_trust: bool = False,
   rate_inside: bool = False,
   vector_rate: float = 1.0,
+  adapt_vectors: bool = False,
   groups: Groups | None = None,
+  freeze: tuple[str, ...] = (),
+  freeze_steps: int = 0,
+  unit: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """LARS (You et al. 2017, 1708.03888); one-dimensional leaves neither decay nor adapt.
 
@@ -200,10 +184,13 @@ def lars(
     rate_inside: the momentum holds rate·ratio·g (SimCLR, optax) instead of ratio·g (BYOL, MoCo v3,
       Barlow Twins, VICReg). The two differ only while the rate moves.
     vector_rate: factor on the rate of one-dimensional leaves (Barlow Twins: .0048 for .2).
-    groups: see `grouped`.
+    adapt_vectors: one-dimensional leaves decay and adapt like the others (SwAV).
+    groups, freeze, freeze_steps, unit: see `groups.grouped` and `groups.held`.
   """
   adapted = lambda params: decayed(params)  # noqa: E731
   vectors = lambda params: jax.tree.map(lambda d: not d, decayed(params))  # noqa: E731
+  if adapt_vectors:
+    adapted = lambda params: jax.tree.map(lambda leaf: True, params)  # noqa: E731
 
   def make(rate, decay):
     ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), adapted)
@@ -214,6 +201,6 @@ def lars(
       step = optax.chain(optax.masked(optax.scale(vector_rate), vectors), step)
     trace = optax.trace(momentum)
     tail = (step, trace) if rate_inside else (trace, step)
-    return optax.chain(optax.add_decayed_weights(decay, decayed), ratio, *tail)
+    return optax.chain(optax.add_decayed_weights(decay, adapted), ratio, *tail)
 
-  return grouped(make, schedule, weight_decay, groups)
+  return arranged(make, schedule, weight_decay, groups, freeze, freeze_steps, unit=unit)

@@ -60,7 +60,9 @@ def test_every_default_comes_from_a_signature():
   assert full["encoder"]["variant"] == "B" and full["encoder"]["width"] == 32
   assert full["optimizer"] == {
     "name": "ssljax.optim.adamw", "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.05,
-    "no_decay": (), "clip": 1.0,
+    "no_decay": (), "clip": 1.0, "clip_by": "global", "layer_decay": 1.0, "stem_rate": 1.0,
+    "freeze": (), "freeze_steps": 0,
+    "freeze_by": "gradient", "unit": (),
   }  # fmt: skip
   assert full["method"]["teacher_momentum"] == 0.9998  # a default that is no literal type hint
   assert full["data"]["max_pixels"] and full["data"]["hidden"]["rounding"] == "keep_floor"
@@ -300,7 +302,7 @@ def ready(path, variant):
   assert isinstance(config, ml_collections.ConfigDict)
   config = config_lib.plain(config)
   side, channels = (8, 1) if variant == "plain" else (32, config["data"]["channels"])
-  count = config["batch_size"]
+  count = max(config["batch_size"], config["method"].get("queue", 0))
   picture = np.zeros((side, side, channels), np.uint8)
   source = {
     "image": np.broadcast_to(picture, (count, *picture.shape)),

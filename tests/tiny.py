@@ -20,6 +20,16 @@ PAIR = dict(
   blur=(0.5, 0.1), solarize=(0.0, 0.2),
 )  # fmt: skip
 PAIRED = dict(views=PAIR)
+CROPS = dict(
+  name="ssljax.data.views.multi_crop", size=(32, 32), scale=(0.5, 1.0), local_views=2,
+  local_size=(16, 16), local_scale=(0.2, 0.5), jitter=(0.2, 0.2, 0.2, 0.05), blur_kernel=3,
+)  # fmt: skip
+DINO = dict(
+  name="ssljax.methods.self_distillation", prototypes=24, head_hidden=32, head_bottleneck=16,
+  head_start="torch", momentum=0.9,
+)  # fmt: skip
+SWAV = dict(name="ssljax.methods.swav", projector=(32, 16), prototypes=24)
+LOCAL = dict(positions="learned", positions_size=(32, 32), positions_resize="offset")
 
 # One line a method: (arguments of the encoder, of the method, keys of `data`).
 METHODS: dict[str, tuple[dict, dict, dict]] = {
@@ -82,10 +92,27 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
+  "dino": (LOCAL | dict(drop_path=0.1), DINO, dict(views=CROPS)),
+  "dino_resnet": (RESNET, DINO, dict(views=CROPS)),
+  "ibot": (
+    {},
+    DINO | dict(patch_weight=1.0),
+    dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks")),
+  ),
+  "dinov2": (
+    dict(registers=2, layer_scale=0.1),
+    DINO | dict(
+      balance="sinkhorn", head_gain="trained", patch_weight=1.0, patch_head="separate",
+      patch_center="hidden", koleo_weight=0.1,
+    ),
+    dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks", min_area=4)),
+  ),
+  "swav": (RESNET, SWAV, dict(views=CROPS)),
+  "swav_queue": ({}, SWAV | dict(queue=32, queue_from=1), dict(views=CROPS)),
 }  # fmt: skip
 
 
-TWO_VIEWS = [name for name, (_, spec, _) in METHODS.items() if spec["name"].endswith("two_view")]
+COUPLED = [n for n, (_, spec, _) in METHODS.items() if not spec["name"].endswith("masked")]
 
 
 def config(method: str = "mae", **changes: Any) -> dict:

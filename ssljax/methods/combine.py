@@ -95,7 +95,7 @@ def with_probe(method: Method, classes: int) -> Method:
   deviation, without gradient: the method's losses and gradients are what they are without it, and
   `loss` among the metrics stays the method's own. New are `probe_loss` and `probe_top1`, in 0…1, of
   the batch before the step, and `params["probe"]`, which needs an optimizer of its own
-  (`optim.beside`). `grad_norm` counts the probe's gradient, too.
+  (`groups.beside`). `grad_norm` counts the probe's gradient, too.
   """
 
   def init(rng, batch):

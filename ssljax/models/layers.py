@@ -170,15 +170,17 @@ class Block(nn.Module):
     return y
 
 
-def drop_path(keys: jax.Array | None, rate: float, depth: int, b: int) -> jax.Array | None:
+def drop_path(
+  keys: jax.Array | None, rate: float, depth: int, b: int, rule: str = "linear"
+) -> jax.Array | None:
   """Multipliers of the residual branches (stochastic depth; Huang et al. 2016, 1603.09382).
 
   keys [b], one per example, or None in evaluation -> [depth 2 b] float32, or None where nothing is
-  dropped. Rates grow linearly from 0 to `rate` over the depth.
+  dropped. Rates grow linearly from 0 to `rate` over the depth, or are all `rate` ("uniform").
   """
   if keys is None or rate == 0.0:
     return None
-  keep = 1.0 - jnp.linspace(0.0, rate, depth)
+  keep = 1.0 - jnp.linspace(rate if rule == "uniform" else 0.0, rate, depth)
   uniform = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)), out_axes=2)(keys)
   return jnp.where(uniform < keep[:, None, None], 1.0 / keep[:, None, None], 0.0)
 

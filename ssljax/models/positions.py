@@ -59,14 +59,14 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
   return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _resize_matrix(old: int, new: int, antialias: bool) -> np.ndarray:
+def _resize_matrix(old: int, new: int, antialias: bool, offset: float = 0.0) -> np.ndarray:
   """[new old] weights of bicubic interpolation with half-pixel centres.
 
   Without antialias: kernel parameter a = -0.75 and edge values repeated; with it: a = -0.5, the
   kernel widened when shrinking, and weights outside the picture dropped. `jax.image.resize` has
-  only the second kernel.
+  only the second kernel. offset: places are taken as if there were new + offset of them.
   """
-  scale = old / new
+  scale = old / (new + offset)
   centre = (np.arange(new) + 0.5) * scale - 0.5
   if antialias:
     width = max(scale, 1.0)
@@ -90,3 +90,15 @@ def resize_table(
   for axis, (a, b) in enumerate(zip(old, new)):
     x = np.moveaxis(np.tensordot(_resize_matrix(a, b, antialias), x, (1, axis)), 0, axis)
   return x.reshape(math.prod(new), -1).astype(np.asarray(table).dtype)
+
+
+def interpolation(old: Sequence[int], new: Sequence[int], how: str) -> list[np.ndarray]:
+  """Weights [new_i old_i] float32 of each axis, to read a learned grid at another size.
+
+  how: "size" (bicubic to the new size, as Transformers' Dinov2), "offset" (scaled by
+  (new + .1)/old, as DINO and DINOv2 do in training: the .1 shifts the places a little) or
+  "antialias" (as DINOv2 with registers).
+  """
+  offset = 0.1 if how == "offset" else 0.0
+  pairs = zip(old, new)
+  return [_resize_matrix(a, b, how == "antialias", offset).astype(np.float32) for a, b in pairs]

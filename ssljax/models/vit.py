@@ -44,6 +44,11 @@ class ViT(nn.Module):
   scan: bool
   remat: str
   dtype: Any
+  positions_size: tuple[int, ...] = ()
+  positions_resize: str = "size"
+  drop_path_rule: str = "linear"
+  init_stem: str = ""
+  init_tokens: float = 0.0
 
   def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Static grid of one example of shape (s1…sr) or (s1…sr, c)."""
@@ -87,7 +92,7 @@ class ViT(nn.Module):
       x = tokens_lib.replace(x, hidden, mask_token)
     x = layers_lib.batch_sharded(self._add_prefix(self._add_positions(x, grid, keep)))
     bias = self._relative_bias(grid, keep)
-    drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0])
+    drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0], self.drop_path_rule)
     wanted = tuple(range(self.depth)[i] for i in layers)
     x, taken = self._stack()(x, drop, bias, wanted)
     x = layers_lib.layer_norm("norm", self.eps, self.dtype)(x)
@@ -98,10 +103,11 @@ class ViT(nn.Module):
     # would count the patch area and make it ten times too small. MAE alone leaves the bias of that
     # convolution at its framework's default; BEiT and its children set it to zero.
     bias = layers_lib.uniform_bias(patches.shape[-1])
+    start = self.init_stem or self.init_kernels
     return nn.Dense(
       self.width,
-      kernel_init=layers_lib.KERNELS[self.init_kernels],
-      bias_init=bias if self.init_kernels == "xavier" else nn.initializers.zeros,
+      kernel_init=layers_lib.KERNELS[start],
+      bias_init=bias if start in ("xavier", "torch") else nn.initializers.zeros,
       dtype=self.dtype,
       name="stem",
     )(patches.astype(self.dtype))
@@ -110,14 +116,33 @@ class ViT(nn.Module):
     if self.positions == "sincos":
       table = jnp.asarray(positions_lib.sincos(grid, self.width))
     elif self.positions == "learned":
-      shape = (math.prod(grid), self.width)
-      table = self.param("positions", nn.initializers.normal(0.02), shape)
+      table = self._learned(grid)
     else:
       return x
     return x + (table if keep is None else tokens_lib.take(table, keep)).astype(x.dtype)
 
+  def _learned(self, grid: tuple[int, ...]) -> jax.Array:
+    """The learned table [n d], read at another grid where `positions_size` allows it."""
+    own = self.grid(self.positions_size) if self.positions_size else grid
+    held = self.variables.get("params", {}).get("positions")
+    if held is not None and held.shape[0] != math.prod(own):
+      raise ValueError(
+        f"images of grid {grid} have no place in the {held.shape[0]} learned positions: with"
+        " encoder.positions_size=(height, width) of those they were made for they are interpolated"
+      )
+    table = self.param("positions", nn.initializers.normal(0.02), (math.prod(own), self.width))
+    if own == grid:
+      return table
+    table = table.reshape(*own, self.width)
+    for axis, weights in enumerate(positions_lib.interpolation(own, grid, self.positions_resize)):
+      exact = jax.lax.Precision.HIGHEST
+      table = jnp.moveaxis(jnp.tensordot(weights, table, (1, axis), precision=exact), 0, axis)
+    return table.reshape(-1, self.width)
+
   def _add_prefix(self, x: jax.Array) -> jax.Array:
     normal = layers_lib.TOKENS[self.init_kernels]
+    if self.init_tokens:
+      normal = nn.initializers.normal(self.init_tokens)
     prefix = []
     if self.class_token:
       prefix.append(self.param("cls_token", normal, (self.width,))[None])
@@ -175,14 +200,19 @@ def vit(
   heads: int = 0,
   mlp_ratio: float = 0.0,
   positions: str = "sincos",
+  positions_size: tuple[int, ...] = (),
+  positions_resize: str = "size",
   class_token: bool = True,
   registers: int = 0,
   pool: str = "cls",
   drop_path: float = 0.0,
+  drop_path_rule: str = "linear",
   layer_scale: float = 0.0,
   eps: float = 1e-6,
   qkv_bias: str = "qkv",
   init_kernels: str = "xavier",
+  init_stem: str = "",
+  init_tokens: float = 0.0,
   depth_scale: bool = False,
   scan: bool = False,
   remat: str = "none",
@@ -195,10 +225,17 @@ def vit(
     patch: size of a patch along each axis; its length is the number of axes of the grid.
     positions: "sincos" (fixed), "learned", "relative" (BEiT's bias table, shared by all blocks)
       or "none".
+    positions_size: size of the images that learned positions belong to, (224, 224); () is the one
+      size there is. Images of other sizes, such as local views, read them interpolated.
+    positions_resize: how: "size", "offset" or "antialias", see `models.positions.interpolation`.
     pool: "cls" or "mean": what "pooled" is.
+    drop_path_rule: "linear" (from 0 in the first block to `drop_path` in the last) or "uniform".
     layer_scale: its starting value; 0 means none.
     qkv_bias: "qkv", "qv" (no bias on keys) or "none".
     init_kernels: "xavier" (MAE), "normal" (timm: deviation 0.02) or "beit" (0.02 cut at one sigma).
+    init_stem: the same for the patches' layer; "" is as the others, "torch" the default that DINO
+      and its children leave it at, kernel and bias.
+    init_tokens: deviation of class token and registers; 0 is that which goes with init_kernels.
     depth_scale: divide the output projections of block l (from 1) by sqrt(2l) at the start.
     scan, remat: how the blocks are run, see `models.layers.Transformer`.
     dtype: of the computation; parameters are float32.
@@ -208,9 +245,14 @@ def vit(
   """
   _choose("variant", variant, VARIANTS)
   _choose("positions", positions, ("sincos", "learned", "relative", "none"))
+  _choose("positions_resize", positions_resize, ("size", "offset", "antialias"))
+  if positions_size and positions != "learned":
+    raise ValueError('encoder.positions_size needs encoder.positions="learned"')
   _choose("pool", pool, ("cls", "mean"))
   _choose("qkv_bias", qkv_bias, ("qkv", "qv", "none"))
   _choose("init_kernels", init_kernels, layers_lib.KERNELS)
+  _choose("init_stem", init_stem, ("", *layers_lib.KERNELS))
+  _choose("drop_path_rule", drop_path_rule, ("linear", "uniform"))
   _choose("remat", remat, layers_lib.REMAT)
   if pool == "cls" and not class_token:
     raise ValueError('pool="cls" needs class_token=True; use pool="mean"')
@@ -221,7 +263,8 @@ def vit(
   return ViT(
     width, depth, heads, mlp_ratio or base[3], tuple(patch), positions, class_token, registers,
     pool, drop_path, layer_scale, eps, qkv_bias, init_kernels, depth_scale, scan, remat,
-    jnp.dtype(dtype),
+    jnp.dtype(dtype), tuple(positions_size), positions_resize, drop_path_rule, init_stem,
+    init_tokens,
   )  # fmt: skip
 
 
