@@ -167,7 +167,7 @@ def assemble(
   mean, std = statistics(config, source, workdir)
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
-  tx = config_lib.build(config["optimizer"], schedule=schedule)
+  tx = config_lib.build(config["optimizer"], schedule=schedule, total_steps=config["total_steps"])
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
   trained, given = method, batch
@@ -210,6 +210,8 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
   hints = {
     "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
     "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
+    "context": "; data.hidden is not set to what makes them, e.g."
+    " data.hidden=dict(name='ssljax.data.multiblock')",
   }
   hint = next((hints[key] for key in missing if key in hints), "")
   raise ValueError(
@@ -239,7 +241,7 @@ def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden:
   if source.labelled:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:
-    shapes["hidden"] = ((b, int(np.prod(hidden.grid))), "bool")
+    shapes |= {k: ((b, *s), t) for k, (s, t) in hidden.shapes().items()}
   # As the device holds them: float64 arrives as float32.
   kind = jax.dtypes.canonicalize_dtype
   return {k: jax.ShapeDtypeStruct(s, kind(t)) for k, (s, t) in shapes.items()}

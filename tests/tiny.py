@@ -14,6 +14,11 @@ TWO_VIEW = dict(
   projector=(32, 16),
 )  # fmt: skip
 RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
+NO_CLASS = dict(class_token=False, pool="mean", init_kernels="normal")
+LATENT = dict(
+  name="ssljax.methods.latent_prediction", predictor_width=32, predictor_depth=1,
+  teacher_momentum=0.9,
+)  # fmt: skip
 # Mild views: a tiny network sees in some dozen steps that they belong together.
 PAIR = dict(
   name="ssljax.data.views.two_views", size=(32, 32), scale=(0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.05),
@@ -56,6 +61,9 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
       target="teacher", symmetric=False, momentum=0.9, queue=32,
     ),
     PAIRED,
+  ),
+  "ijepa": (
+    NO_CLASS, LATENT, dict(hidden=dict(name="ssljax.data.multiblock")),
   ),
 }  # fmt: skip
 
