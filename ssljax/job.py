@@ -167,7 +167,7 @@ def assemble(
   mean, std = statistics(config, source, workdir)
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
-  tx = config_lib.build(config["optimizer"], schedule=schedule, total_steps=config["total_steps"])
+  tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
   batch = batch_shapes(config, source, views, shape, hidden)
   check_needs(config, method, batch)
   trained, given = method, batch

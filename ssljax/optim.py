@@ -34,14 +34,14 @@ def adamw(
   b1: float = 0.9,
   b2: float = 0.95,
   eps: float = 1e-8,
-  weight_decay=0.05,
+  weight_decay: float | Schedule = 0.05,
   no_decay: tuple[str, ...] = (),
   clip: float = 0.0,
 ) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter 2017, 1711.05101), decay multiplied by the learning rate.
 
   Args:
-    weight_decay: a number, or a schedule of the step (I-JEPA's and DINO's rise along a cosine).
+    weight_decay: a number, or a schedule of the step.
     no_decay: names of parameters that do not decay, besides the one-dimensional ones.
     clip: largest global norm of the gradient; 0 means none. PyTorch divides by norm + 1e-6, as
       here; optax's own clip divides by the norm.

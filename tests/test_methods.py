@@ -19,7 +19,7 @@ from ssljax.evals.rank import effective_rank
 from ssljax.step import init_state, train_step
 
 # Where another row runs the same code with another loss, the whole row is for `make test-all`.
-SLOW = ("barlow_twins", "vicreg")
+SLOW = ("barlow_twins", "vicreg", "stop")
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
 DEVICES = (1, 8)
@@ -149,7 +149,7 @@ def test_update_moves_extra_towards_the_parameters(name):
   assert shapes(after) == shapes(extra)
   for before, now in zip(*(jax.tree.leaves(x.get("teacher", {})) for x in (extra, after))):
     np.testing.assert_allclose(now, before + 0.1, atol=1e-6)  # momentum 0.9 in the table
-  assert ("teacher" in extra) == (name in ("data2vec", "moco", "ijepa"))
+  assert ("teacher" in extra) == (name in ("data2vec", "moco", "ijepa", "stop", "data2vec2"))
   for before, now in zip(*(jax.tree.leaves(x.get("stats", {})) for x in (extra, after))):
     assert np.abs(now - before).max() > 1e-6
   if "queue" in extra:

@@ -19,6 +19,7 @@ LATENT = dict(
   name="ssljax.methods.latent_prediction", predictor_width=32, predictor_depth=1,
   teacher_momentum=0.9,
 )  # fmt: skip
+MULTIBLOCK = dict(hidden=dict(name="ssljax.data.multiblock"))
 # Mild views: a tiny network sees in some dozen steps that they belong together.
 PAIR = dict(
   name="ssljax.data.views.two_views", size=(32, 32), scale=(0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.05),
@@ -62,8 +63,15 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
-  "ijepa": (
-    NO_CLASS, LATENT, dict(hidden=dict(name="ssljax.data.multiblock")),
+  "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
+  "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
+  "data2vec2": (
+    dict(norm="post", init_kernels="normal"),
+    LATENT | dict(
+      predictor="convolution", predictor_width=32, predictor_depth=2, predictor_groups=4,
+      noise=0.01, target_layers=2, loss="l2", class_weight=0.1, evaluate="student",
+    ),
+    dict(hidden=dict(name="ssljax.data.multiblock.contexts", clones=2)),
   ),
 }  # fmt: skip
 

@@ -44,10 +44,12 @@ def multiblock(
     ValueError: fewer than two axes, a grid too small for the blocks, or a context that they cannot
       always leave.
   """
+  if len(grid) < 2 or min(*grid, targets) < 1:
+    raise ValueError(
+      f"multiblock needs a grid of two axes or more and a target, not {tuple(grid)} and {targets}"
+    )
   *across, rows, columns = map(int, grid)
   plane, copies = (rows, columns), math.prod(across)
-  if len(across) + 2 != len(grid) or min(*across, *plane, targets) < 1:
-    raise ValueError(f"multiblock needs a grid of two axes or more and a target, not {grid}")
   small = _sizes(plane, target_scale, target_aspect, released)
   large = _sizes(plane, context_scale, (1.0, 1.0), released)
   area = int(small.prod(1).min())
