@@ -60,7 +60,9 @@ def test_several_contexts_are_the_mean_of_each_alone():
     predictor_depth=1, predictor_groups=2, target_layers=1, loss="l2", class_weight=0.5,
   )  # fmt: skip
   params, extra = method.init(jax.random.key(0), batch)
-  value = jax.jit(jax.value_and_grad(lambda p, b: method.loss(p, extra, b, jax.random.key(1), 0)[0]))
+  value = jax.jit(
+    jax.value_and_grad(lambda p, b: method.loss(p, extra, b, jax.random.key(1), 0)[0])
+  )
   alone = [
     value(params, batch | {k: batch[k][:, i : i + 1] for k in ("context", "targets")})
     for i in range(3)
@@ -73,13 +75,13 @@ def test_several_contexts_are_the_mean_of_each_alone():
 def test_noise_is_of_the_stated_size_and_changes_with_the_step_and_the_example():
   """The convolution's places that are not seen hold nothing but noise."""
   encoder = vit(**TINY)
-  settings = dict(predictor="convolution", predictor_width=16, predictor_depth=1, predictor_groups=2)
+  settings = dict(
+    predictor="convolution", predictor_width=16, predictor_depth=1, predictor_groups=2
+  )
   method, batch = method_and_batch(encoder, contexts(GRID, clones=2), noise=0.5, **settings)
   params, extra = method.init(jax.random.key(0), batch)
   loss = jax.jit(method.loss)
-  first, second, again = (
-    loss(params, extra, batch, jax.random.key(k), 0)[0] for k in (1, 2, 1)
-  )
+  first, second, again = (loss(params, extra, batch, jax.random.key(k), 0)[0] for k in (1, 2, 1))
   assert first == again and first != second
   still, _ = method_and_batch(encoder, contexts(GRID, clones=2), noise=0.0, **settings)
   quiet = [still.loss(params, extra, batch, jax.random.key(k), 0)[0] for k in (1, 2)]

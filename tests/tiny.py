@@ -63,6 +63,16 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
+  "lejepa": (
+    {},
+    dict(
+      name="ssljax.methods.lejepa", projector=(32, 16), weight=0.1, directions=64, center="first"
+    ),
+    PAIRED,
+  ),
+  "lejepa_resnet": (
+    RESNET, dict(name="ssljax.methods.lejepa", projector=(32, 16), directions=64), PAIRED
+  ),
   "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
   "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
   "data2vec2": (
@@ -76,7 +86,8 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
 }  # fmt: skip
 
 
-TWO_VIEWS = [name for name, (_, spec, _) in METHODS.items() if spec["name"].endswith("two_view")]
+PAIRS = ("two_view", "lejepa")
+TWO_VIEWS = [name for name, (_, spec, _) in METHODS.items() if spec["name"].endswith(PAIRS)]
 
 
 def config(method: str = "mae", **changes: Any) -> dict:

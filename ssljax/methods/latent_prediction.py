@@ -83,6 +83,7 @@ def latent_prediction(
     loss_fn = functools.partial(loss_fn, beta=loss_beta)
   sizes = predictor_width, predictor_depth
   on_grid = predictor == "convolution"
+  head: GridPredictor | PlacePredictor
   if on_grid:
     shape = predictor_kernel, predictor_groups, encoder.dtype
     head = GridPredictor(*sizes, encoder.width, encoder.prefix, *shape)
@@ -111,7 +112,7 @@ def latent_prediction(
 
   def predict(params, batch, keys):
     """From each context: what is predicted at its targets [b c m t d], its first token [b c d]."""
-    x, (b, c, k) = batch["image"], batch["context"].shape
+    x, (b, c) = batch["image"], batch["context"].shape[:2]
     m, t = batch["targets"].shape[2:]
     fold = lambda a: a.reshape(b * c, *a.shape[2:])  # noqa: E731
     x = fold(jnp.broadcast_to(x[:, None], (b, c, *x.shape[1:])))

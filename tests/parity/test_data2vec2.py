@@ -7,15 +7,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from copied import arrays, close, images, randomise  # noqa: E402
+import torch
+import torch.nn.functional as F
+from copied import arrays, close, images, randomise
 
-from ssljax.data.multiblock import contexts  # noqa: E402
-from ssljax.methods.latent_prediction import latent_prediction  # noqa: E402
-from ssljax.models import positions  # noqa: E402
-from ssljax.models.predictors import GridPredictor  # noqa: E402
-from ssljax.models.vit import vit  # noqa: E402
+from ssljax.data.multiblock import contexts
+from ssljax.methods.latent_prediction import latent_prediction
+from ssljax.models import positions
+from ssljax.models.predictors import GridPredictor
+from ssljax.models.vit import vit
 
 pytestmark = pytest.mark.parity
 DEPTH, WIDTH, GRID, CLONES = 3, 32, 6, 2

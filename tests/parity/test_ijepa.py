@@ -101,11 +101,22 @@ def pair():
   batch = {"image": x, "index": index} | multiblock((GRID, GRID)).batch(0, 0, index)
   template = jax.eval_shape(method.init, jax.random.key(0), batch)[0]
   assert jax.tree.structure(template) == jax.tree.structure(params)
-  return models, predictor, method, encoder, params, {"teacher": {"encoder": teacher}}, batch, torch_x
+  return (
+    models,
+    predictor,
+    method,
+    encoder,
+    params,
+    {"teacher": {"encoder": teacher}},
+    batch,
+    torch_x,
+  )
 
 
 def gathered(x, places):
-  return torch.gather(x, 1, torch.tensor(places, dtype=torch.int64)[..., None].expand(-1, -1, x.shape[-1]))
+  return torch.gather(
+    x, 1, torch.tensor(places, dtype=torch.int64)[..., None].expand(-1, -1, x.shape[-1])
+  )
 
 
 def test_encoder(pair):
@@ -134,5 +145,7 @@ def test_loss_and_teacher(pair):
   close(loss, theirs)
   assert set(metrics) == {"std", "rank"}
   moved = method.update(params, extra, {}, 0)["teacher"]["encoder"]
-  want = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, extra["teacher"]["encoder"], params["encoder"])
+  want = jax.tree.map(
+    lambda a, b: 0.9 * a + 0.1 * b, extra["teacher"]["encoder"], params["encoder"]
+  )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), moved, want)
