@@ -119,6 +119,9 @@ def test_a_method_on_single_images_refuses_pairs():
 def test_recipes_know_their_shapes():
   recipe = views.two_views(size=(24, 20), blur=(0.0, 0.0))
   assert recipe.shapes((None, None, 3)) == {"views": (2, 24, 20, 3)}
+  crops = views.multi_crop(size=(24, 20), local_size=(12, 10), local_views=6)
+  assert crops.shapes((None, None, 3)) == {"global": (2, 24, 20, 3), "local": (6, 12, 10, 3)}
+  assert list(views.multi_crop(local_views=0).leaves) == ["global"]
   source = open_source({"image": np.zeros((4, 8, 9, 3), np.uint8)})
   assert job.example_shape(source, recipe) == (24, 20, 3)
   assert job.example_shape(source, views.keep()) == (8, 9, 3)
