@@ -236,8 +236,9 @@ class Evaluation:
     folder.mkdir(parents=True, exist_ok=True)
     if self.job.hidden is not None and not self.job.hidden.views:
       image = unit_scale(batch["image"][:PICTURES])
+      hidden = self.job.hidden.shown(batch)[:PICTURES]
       reconstructions.reconstruction_figure(
-        folder / "reconstructions.png", image, batch["hidden"][:PICTURES], self.job.grid, seen
+        folder / "reconstructions.png", image, hidden, self.job.grid, seen
       )
     if train is not None:
       self._neighbour_figure(neighbours, folder, train, test)

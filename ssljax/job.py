@@ -244,6 +244,8 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
     "global": "; data.views=dict(name='ssljax.data.views.multi_crop') makes global and local",
     "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
+    "context": "; data.hidden is not set to what makes them, e.g."
+    " data.hidden=dict(name='ssljax.data.multiblock')",
   }
   hint = next((hints[key] for key in missing if key in hints), "")
   raise ValueError(
@@ -273,7 +275,7 @@ def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden:
   if source.labelled:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:
-    shapes["hidden"] = ((b, *hidden.shape), "bool")
+    shapes |= {k: ((b, *s), t) for k, (s, t) in hidden.shapes().items()}
   # As the device holds them: float64 arrives as float32.
   kind = jax.dtypes.canonicalize_dtype
   return {k: jax.ShapeDtypeStruct(s, kind(t)) for k, (s, t) in shapes.items()}

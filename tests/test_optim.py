@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from ssljax import config as config_lib
-from ssljax import job as job_lib
 from ssljax import groups, optim, schedules
+from ssljax import job as job_lib
 
 EPOCH = 1_281_167 // 4096  # 312 steps
 

@@ -14,6 +14,12 @@ TWO_VIEW = dict(
   projector=(32, 16),
 )  # fmt: skip
 RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
+NO_CLASS = dict(class_token=False, pool="mean", init_kernels="normal")
+LATENT = dict(
+  name="ssljax.methods.latent_prediction", predictor_width=32, predictor_depth=1,
+  teacher_momentum=0.9,
+)  # fmt: skip
+MULTIBLOCK = dict(hidden=dict(name="ssljax.data.multiblock"))
 # Mild views: a tiny network sees in some dozen steps that they belong together.
 PAIR = dict(
   name="ssljax.data.views.two_views", size=(32, 32), scale=(0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.05),
@@ -109,10 +115,32 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   ),
   "swav": (RESNET, SWAV, dict(views=CROPS)),
   "swav_queue": ({}, SWAV | dict(queue=32, queue_from=1), dict(views=CROPS)),
+  "lejepa": (
+    {},
+    dict(
+      name="ssljax.methods.lejepa", projector=(32, 16), weight=0.1, directions=64, center="first"
+    ),
+    PAIRED,
+  ),
+  "lejepa_resnet": (
+    RESNET, dict(name="ssljax.methods.lejepa", projector=(32, 16), directions=64), PAIRED
+  ),
+  "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
+  "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
+  "data2vec2": (
+    dict(norm="post", init_kernels="normal"),
+    LATENT | dict(
+      predictor="convolution", predictor_width=32, predictor_depth=2, predictor_groups=4,
+      noise=0.01, target_layers=2, loss="l2", class_weight=0.1, evaluate="student",
+    ),
+    dict(hidden=dict(name="ssljax.data.multiblock.contexts", clones=2)),
+  ),
 }  # fmt: skip
 
 
-COUPLED = [n for n, (_, spec, _) in METHODS.items() if not spec["name"].endswith("masked")]
+# Methods whose examples meet only in the mean of their losses.
+ALONE = ("masked", "latent_prediction")
+COUPLED = [name for name, (_, spec, _) in METHODS.items() if not spec["name"].endswith(ALONE)]
 
 
 def config(method: str = "mae", **changes: Any) -> dict:

@@ -5,7 +5,7 @@ example.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,18 +15,39 @@ from ssljax.data import order
 
 class Hidden(NamedTuple):
   """`draw(seed, epoch, index [b]) -> bool [b n]`, with `count` hidden places in each row; with
-  `views` it is [b views n], each row with at most `count`."""
+  `views` it is [b views n], each row with at most `count`.
+
+  Where a method needs more than one set of places, `leaves` names them with the shape of one
+  example, and `draw` returns them by name, int32: {"context": [b c k], "targets": [b c m t]} has c
+  contexts of k visible places each, and m lists of t places that each of them is to predict.
+  """
 
   draw: Callable
   count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
   grid: tuple[int, ...]
   views: int = 0
+  leaves: Mapping[str, tuple[int, ...]] | None = None
 
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """Of the hidden places of one example."""
-    places = math.prod(self.grid)
-    return (self.views, places) if self.views else (places,)
+  def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of one example's leaves of the batch."""
+    if self.leaves is None:
+      places = math.prod(self.grid)
+      return {"hidden": ((self.views, places) if self.views else (places,), "bool")}
+    return {name: (tuple(shape), "int32") for name, shape in self.leaves.items()}
+
+  def batch(self, seed: int, epoch, index) -> dict[str, np.ndarray]:
+    """The leaves of a batch by name."""
+    drawn = self.draw(seed, epoch, index)
+    return {"hidden": drawn} if self.leaves is None else drawn
+
+  def shown(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the encoder does not see of each example, of several contexts the first: bool [b n]."""
+    if self.leaves is None:
+      return batch["hidden"]
+    context = np.asarray(batch["context"])[:, 0]
+    hidden = np.ones((len(context), math.prod(self.grid)), bool)
+    np.put_along_axis(hidden, context, False, axis=1)
+    return hidden
 
 
 def generators(seed: int, epoch, index, name: str = "hidden") -> list[np.random.Generator]:

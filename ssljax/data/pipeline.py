@@ -180,7 +180,7 @@ def _ahead(source, stream, seed, hidden, valid_rows=None) -> Batches:
       if labels is not None:
         batch["label"] = np.asarray(labels, np.int32)
       if hidden is not None:
-        batch["hidden"] = hidden.draw(seed, plan.epoch, plan.index)
+        batch |= hidden.batch(seed, plan.epoch, plan.index)
       if valid_rows is not None:
         batch["valid"] = valid & valid_rows(step)
       yield batch

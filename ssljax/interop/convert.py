@@ -75,6 +75,10 @@ def check_exportable(encoder: Any, to: str) -> None:
     raise ValueError(
       f'{model} has no relative-position bias: encoder.positions="relative" cannot be exported'
     )
+  if encoder.norm == "post":
+    raise ValueError(
+      f'{model} has its norms before the branches: encoder.norm="post" cannot be exported'
+    )
   if len(encoder.patch) != 2:
     raise ValueError(f"{model} takes images; this encoder's grid has {len(encoder.patch)} axes")
   if to == "transformers" and not encoder.class_token:

@@ -136,7 +136,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block: [b n d] -> [b n d].
+  """Pre-norm transformer block: [b n d] -> [b n d]; with `post` the norms follow the sums.
 
   `drop` [2 b] multiplies the two branches example by example: 0 drops, 1/(1-rate) keeps, 1 is
   evaluation. `layer_scale` 0 means none.
@@ -149,6 +149,7 @@ class Block(nn.Module):
   layer_scale: float = 0.0
   kernel: Init = KERNELS["xavier"]
   dtype: Any = jnp.float32
+  post: bool = False
 
   @nn.compact
   def __call__(
@@ -158,8 +159,15 @@ class Block(nn.Module):
     attention = Attention(self.heads, self.bias, self.kernel, self.dtype, name="attn")
     mlp = Mlp(int(d * self.mlp_ratio), self.kernel, self.dtype, name="mlp")
     norm = functools.partial(layer_norm, eps=self.eps, dtype=self.dtype)
-    x = x + self._branch(1, attention(norm("norm1")(x), attention_bias), drop)
-    return x + self._branch(2, mlp(norm("norm2")(x)), drop)
+    if self.post:
+      x = norm("norm1")(x + self._branch(1, attention(x, attention_bias), drop))
+      y = mlp(x)
+    else:
+      x = x + self._branch(1, attention(norm("norm1")(x), attention_bias), drop)
+      y = mlp(norm("norm2")(x))
+    self.sow("taken", "branch", y)  # for whoever makes this collection mutable
+    x = x + self._branch(2, y, drop)
+    return norm("norm2")(x) if self.post else x
 
   def _branch(self, which: int, y: jax.Array, drop: jax.Array | None) -> jax.Array:
     if self.layer_scale:
@@ -213,7 +221,8 @@ def batch_sharded(x: jax.Array, tensor: int | None = None) -> jax.Array:
 
 
 class Transformer(nn.Module):
-  """A stack of blocks: [b n d] -> [b n d], and the outputs of the blocks named in `layers`.
+  """A stack of blocks: [b n d] -> [b n d], and by name what `layers` and `mlp_layers` ask for:
+  "layer_i", the output of block i, and "mlp_i", that of its MLP before it is added.
 
   scan: run the stack as one compiled block (short compile; the numbers stay the same).
   remat: "none", "full" (recompute everything in the backward pass) or "dots" (keep matmul results).
@@ -237,7 +246,8 @@ class Transformer(nn.Module):
     drop: jax.Array | None = None,
     attention_bias: jax.Array | None = None,
     layers: tuple[int, ...] = (),
-  ) -> tuple[jax.Array, dict[int, jax.Array]]:
+    mlp_layers: tuple[int, ...] = (),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     block = self.block.clone(parent=None, name=None)
     sample = jax.ShapeDtypeStruct((1, 1, x.shape[-1]), x.dtype)
     params = [
@@ -246,13 +256,16 @@ class Transformer(nn.Module):
     ]
 
     def one(p, x, d):
-      return batch_sharded(block.apply({"params": p}, batch_sharded(x), d, attention_bias))
+      given = {"params": p}, batch_sharded(x), d, attention_bias
+      if not mlp_layers:
+        return batch_sharded(block.apply(*given)), None
+      x, kept = block.apply(*given, mutable=["taken"])
+      return batch_sharded(x), kept["taken"]["branch"][0]
 
     if REMAT[self.remat] is not None:
       one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=not self.scan)
-    if not self.scan:
-      return _loop(one, params, x, drop, layers)
-    return _scan(one, params, x, drop, layers)
+    run = _scan if self.scan else _loop
+    return run(one, params, x, drop, layers, mlp_layers)
 
   def _init_block(self, block: Block, sample: Any, rng: jax.Array, index: int) -> Any:
     params = block.init(rng, jnp.zeros(sample.shape, sample.dtype))["params"]
@@ -263,21 +276,22 @@ class Transformer(nn.Module):
     return params
 
 
-def _loop(one, params, x, drop, layers):
+def _loop(one, params, x, drop, layers, mlp_layers):
   taken = {}
   for i, p in enumerate(params):
-    x = one(p, x, None if drop is None else drop[i])
-    if i in layers:
-      taken[i] = x
+    x, y = one(p, x, None if drop is None else drop[i])
+    taken |= {f"layer_{i}": x} if i in layers else {}
+    taken |= {f"mlp_{i}": y} if i in mlp_layers else {}
   return x, taken
 
 
-def _scan(one, params, x, drop, layers):
+def _scan(one, params, x, drop, layers, mlp_layers):
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
   def step(x, inputs):
-    x = one(inputs[0], x, inputs[1])
-    return x, (x if layers else None)
+    x, y = one(inputs[0], x, inputs[1])
+    return x, (x if layers else None, y)
 
-  x, outputs = jax.lax.scan(step, x, (stacked, drop))
-  return x, {i: outputs[i] for i in layers}
+  x, (outputs, mlps) = jax.lax.scan(step, x, (stacked, drop))
+  taken = {f"layer_{i}": outputs[i] for i in layers}
+  return x, taken | {f"mlp_{i}": mlps[i] for i in mlp_layers}

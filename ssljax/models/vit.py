@@ -49,6 +49,7 @@ class ViT(nn.Module):
   drop_path_rule: str = "linear"
   init_stem: str = ""
   init_tokens: float = 0.0
+  norm: str = "pre"
 
   def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Static grid of one example of shape (s1…sr) or (s1…sr, c)."""
@@ -69,6 +70,7 @@ class ViT(nn.Module):
     mask_token: jax.Array | None = None,
     keys: jax.Array | None = None,
     layers: tuple[int, ...] = (),
+    mlp_layers: tuple[int, ...] = (),
   ) -> dict[str, Any]:
     """Encodes examples [b s1…sr c], already normalised.
 
@@ -77,11 +79,12 @@ class ViT(nn.Module):
       hidden, mask_token: bool [b n] and [d]: places whose token is replaced (layout "replace").
       keys: [b] one key per example for drop path; None is evaluation.
       layers: blocks (from 0, negative from the end) whose outputs are returned as well.
+      mlp_layers: blocks whose MLP's outputs are returned, before they are added.
 
     Returns:
       "tokens" [b m+k d] after the final norm (prefix first), "pooled" [b d], "patches" [b k d],
       "cls" [b d] and "registers" [b r d] where they exist, "layer_i" [b m+k d] for i in `layers`:
-      the residual stream after block i, before the final norm, prefix included.
+      the residual stream after block i, before the final norm, prefix included; "mlp_i" likewise.
     """
     grid = self.grid(x.shape[1:-1])
     x = layers_lib.batch_sharded(tokens_lib.patchify(x, self.patch))
@@ -93,10 +96,14 @@ class ViT(nn.Module):
     x = layers_lib.batch_sharded(self._add_prefix(self._add_positions(x, grid, keep)))
     bias = self._relative_bias(grid, keep)
     drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0], self.drop_path_rule)
-    wanted = tuple(range(self.depth)[i] for i in layers)
-    x, taken = self._stack()(x, drop, bias, wanted)
-    x = layers_lib.layer_norm("norm", self.eps, self.dtype)(x)
-    return self._outputs(x) | {f"layer_{i}": taken[i] for i in wanted}
+    wanted = [tuple(range(self.depth)[i] for i in which) for which in (layers, mlp_layers)]
+    norm = layers_lib.layer_norm("norm", self.eps, self.dtype)
+    if self.norm == "post":  # each block ends in a norm, the first has none before it
+      x, taken = self._stack()(norm(x), drop, bias, *wanted)
+    else:
+      x, taken = self._stack()(x, drop, bias, *wanted)
+      x = norm(x)
+    return self._outputs(x) | taken
 
   def _stem(self, patches: jax.Array) -> jax.Array:
     # The kernel is drawn as a linear layer [p d], as MAE does, not as a convolution, whose fan-out
@@ -172,6 +179,7 @@ class ViT(nn.Module):
       layer_scale=self.layer_scale,
       kernel=layers_lib.KERNELS[self.init_kernels],
       dtype=self.dtype,
+      post=self.norm == "post",
       parent=None,
     )
     return layers_lib.Transformer(
@@ -209,6 +217,7 @@ def vit(
   drop_path_rule: str = "linear",
   layer_scale: float = 0.0,
   eps: float = 1e-6,
+  norm: str = "pre",
   qkv_bias: str = "qkv",
   init_kernels: str = "xavier",
   init_stem: str = "",
@@ -231,6 +240,8 @@ def vit(
     pool: "cls" or "mean": what "pooled" is.
     drop_path_rule: "linear" (from 0 in the first block to `drop_path` in the last) or "uniform".
     layer_scale: its starting value; 0 means none.
+    norm: "pre" (before each branch, and after the last block) or "post" (after each sum, and before
+      the first block: data2vec 2.0).
     qkv_bias: "qkv", "qv" (no bias on keys) or "none".
     init_kernels: "xavier" (MAE), "normal" (timm: deviation 0.02) or "beit" (0.02 cut at one sigma).
     init_stem: the same for the patches' layer; "" is as the others, "torch" the default that DINO
@@ -249,6 +260,7 @@ def vit(
   if positions_size and positions != "learned":
     raise ValueError('encoder.positions_size needs encoder.positions="learned"')
   _choose("pool", pool, ("cls", "mean"))
+  _choose("norm", norm, ("pre", "post"))
   _choose("qkv_bias", qkv_bias, ("qkv", "qv", "none"))
   _choose("init_kernels", init_kernels, layers_lib.KERNELS)
   _choose("init_stem", init_stem, ("", *layers_lib.KERNELS))
@@ -264,7 +276,7 @@ def vit(
     width, depth, heads, mlp_ratio or base[3], tuple(patch), positions, class_token, registers,
     pool, drop_path, layer_scale, eps, qkv_bias, init_kernels, depth_scale, scan, remat,
     jnp.dtype(dtype), tuple(positions_size), positions_resize, drop_path_rule, init_stem,
-    init_tokens,
+    init_tokens, norm,
   )  # fmt: skip
 
 
