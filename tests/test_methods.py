@@ -19,7 +19,7 @@ from ssljax.evals.rank import effective_rank
 from ssljax.step import init_state, train_step
 
 # Where another row runs the same code with another loss, the whole row is for `make test-all`.
-SLOW = ("barlow_twins", "vicreg")
+SLOW = ("barlow_twins", "vicreg", "simclr_convnext")
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
 DEVICES = (1, 8)
