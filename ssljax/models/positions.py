@@ -45,8 +45,8 @@ def rotary(grid: Sequence[int], width: int, base: float = 100.0) -> np.ndarray:
     raise ValueError(
       f"rotary positions over {r} axes need an even head width of {2 * r} or more, not {width}"
     )
-  places = [2 * (np.arange(g) + 0.5) / g - 1 for g in grid]
-  places = np.stack(np.meshgrid(*places, indexing="ij"), -1).reshape(-1, r)
+  axes = [2 * (np.arange(g) + 0.5) / g - 1 for g in grid]
+  places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, r)
   frequency = 2 * np.pi * base ** -(np.arange(pairs) / pairs)
   angle = (places[..., None] * frequency).reshape(len(places), -1)
   return np.pad(angle, ((0, 0), (0, width // 2 - r * pairs))).astype(np.float32)
