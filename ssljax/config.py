@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "views": None,
     "eval_views": None,
     "hidden": None,
+    "text": None,
     "views_on": "host",  # or "device": made inside the step
     "hidden_on": "host",
     "canvas": None,  # (height, width) the host brings images to, where the step makes the views
@@ -107,7 +108,7 @@ def _section(key: str, value: Any) -> dict:
   if key not in ("eval", "data"):
     parts = {}
   if key == "data":
-    for place in ("views", "eval_views", "hidden"):
+    for place in ("views", "eval_views", "hidden", "text"):
       if value.get(place) is not None and place not in parts:
         raise ValueError(f"data.{place} must be dict(name='ssljax.data.…') or None")
   # Evaluations have names of the user's choice; everything else is fixed.

@@ -36,6 +36,7 @@ class Job:
   views: Any
   eval_views: Any
   hidden: Any
+  text: Any
   grid: tuple[int, ...]
   encoder: Any
   method: Method
@@ -80,6 +81,7 @@ class Job:
       workers=data["workers"],
       max_pixels=data["max_pixels"],
       images=not self.feed.cached,
+      text=self.text,
     )
 
   def examples(
@@ -92,7 +94,7 @@ class Job:
     rows: Any = None,
   ) -> pipeline.Batches:
     """One pass over a source in order, in the evaluation view or in `views`; `known` damage is not
-    told again.
+    told again. hidden: with all that the method reads, hidden places and texts.
 
     Batches are whole (every process reads all of them), or hold only the given `rows`.
     """
@@ -109,6 +111,7 @@ class Job:
       indices=indices,
       known=known,
       rows=rows,
+      text=self.text if hidden else None,
     )
 
 
@@ -163,13 +166,14 @@ def assemble(
   grid = encoder.grid(shape[:-1])
   hidden = component(data["hidden"], grid=grid)
   feed = on_device.hide(feed, config, hidden)
+  text = captions(config, source, workdir, planned)
   method = build_method(config, encoder, hidden)
   total = dict(total_steps=config["total_steps"], batch_size=config["batch_size"])
   mean, std = statistics(config, source, workdir)
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
   tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
-  batch = batch_shapes(config, source, views, shape, hidden)
+  batch = batch_shapes(config, source, views, shape, hidden, text)
   check_needs(config, method, batch)
   queue = config["method"].get("queue", 0)
   if not planned and isinstance(queue, int) and queue > source.size:
@@ -188,8 +192,8 @@ def assemble(
   # On shapes alone: parts that do not go together show before the workdir is claimed.
   jax.eval_shape(trained.loss, state.params, state.extra, given, state.rng, state.step)
   job = Job(
-    dict(config), mesh, source, views, eval_views, hidden, grid, encoder, method, tx, schedule,
-    batch, placed(state, config, mesh), mean, std, feed, given, trained,
+    dict(config), mesh, source, views, eval_views, hidden, text, grid, encoder, method, tx,
+    schedule, batch, placed(state, config, mesh), mean, std, feed, given, trained,
   )  # fmt: skip
   if not planned:
     job.batches(0, steps=0).close()  # says now what the pipeline will not accept
@@ -201,12 +205,19 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
   given = dict(encoder=encoder, total_steps=config["total_steps"], batch_size=config["batch_size"])
   if hidden is not None:
     given["hidden_count"] = hidden.count
+  if config["data"]["text"]:
+    given["vocabulary"] = config["data"]["text"]["vocabulary"]
   wanted = inspect.signature(config_lib.resolve(config["method"]["name"])).parameters
   count = wanted.get("hidden_count")
   if count is not None and count.default is count.empty and hidden is None:
     raise ValueError(
       "data.hidden is not set, and the method hides places:"
       " e.g. data.hidden=dict(name='ssljax.data.masking.random', ratio=.75)"
+    )
+  if "vocabulary" in wanted and "vocabulary" not in given:
+    raise ValueError(
+      "data.text is not set, and the method reads texts:"
+      " e.g. data.text=dict(name='ssljax.data.text.captions')"
     )
   return config_lib.build(config["method"], **given)
 
@@ -233,6 +244,15 @@ def probe_classes(probe: Mapping, source: Any) -> int:
   return probe["classes"] or high + 1
 
 
+def captions(config: Mapping, source: Any, workdir: pathlib.Path | None, planned: bool) -> Any:
+  """What makes data.text, or None; its vocabulary is learnt once and kept in the workdir."""
+  text = component(config["data"]["text"])
+  if text is None or planned:
+    return text
+  text.check(source)
+  return text.using(processes.from_first(lambda: text.vocabulary_of(source, workdir)))
+
+
 def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
   """Raises ValueError where the batch lacks what the method reads, or must not be cut."""
   if config["accum"] > 1 and method.whole:
@@ -246,6 +266,7 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
     "context": "; data.hidden is not set to what makes them, e.g."
     " data.hidden=dict(name='ssljax.data.multiblock')",
+    "text": "; data.text=dict(name='ssljax.data.text.captions') makes text",
   }
   hint = next((hints[key] for key in missing if key in hints), "")
   raise ValueError(
@@ -267,7 +288,9 @@ def example_shape(source: Any, views: Any) -> tuple[int, ...]:
   return tuple(source.shape)
 
 
-def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden: Any) -> dict:
+def batch_shapes(
+  config: Mapping, source: Any, views: Any, shape: tuple, hidden: Any, text: Any
+) -> dict:
   """Shapes and types of a global batch."""
   b = config["batch_size"]
   leaves = recipe_of(views).shapes(shape)
@@ -276,6 +299,8 @@ def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:
     shapes |= {k: ((b, *s), t) for k, (s, t) in hidden.shapes().items()}
+  if text is not None:
+    shapes["text"] = ((b, text.length), "int32")
   # As the device holds them: float64 arrives as float32.
   kind = jax.dtypes.canonicalize_dtype
   return {k: jax.ShapeDtypeStruct(s, kind(t)) for k, (s, t) in shapes.items()}

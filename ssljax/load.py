@@ -35,7 +35,8 @@ class Run(NamedTuple):
       params = self.extra["teacher"]["encoder"]
     if self.encoder.patch is not None:
       return params
-    return {"params": params, "batch_stats": self.extra["stats"]["encoder"]}
+    stats = self.extra.get("stats", {}).get("encoder", {})  # a checkpoint keeps no empty parts
+    return {"params": params, "batch_stats": stats}
 
 
 def load(workdir: str | os.PathLike, *, step: int | None = None) -> Run:

@@ -60,6 +60,7 @@ HOMES = {
   "matplotlib": ("viz",),
   "ml_collections": (),
   "torch": ("interop", "export"),
+  "tokenizers": ("data",),
   "pickle": ("interop",),  # for the name of its error
 }
 HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "ml_collections", "tensorboard")

@@ -22,7 +22,7 @@ from ssljax.step import init_state, train_step
 # Where another row runs the same code with another loss, the whole row is for `make test-all`.
 SLOW = (
   "barlow_twins", "vicreg", "simsiam", "mocov3", "dino_resnet", "ibot", "swav",
-  "stop", "lejepa_resnet",
+  "stop", "lejepa_resnet", "simclr_convnext",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)

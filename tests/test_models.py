@@ -391,7 +391,7 @@ def test_drop_equals_blocking_attention_to_hidden_places(axes):
   np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["sincos", "learned", "none"])
+@pytest.mark.parametrize("kind", ["sincos", "learned", "rotary", "none"])
 def test_permuting_tokens_with_positions_permutes_outputs(axes, kind):
   encoder, params, x = build(**axes, positions=kind)
   n = math.prod(encoder.grid(x.shape[1:-1]))

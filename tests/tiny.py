@@ -9,6 +9,10 @@ ENCODER = dict(name="ssljax.models.vit", width=32, depth=2, heads=2, patch=(4, 4
 RESNET = dict(
   name="ssljax.models.resnet", variant="18", stem="cifar_pool", width=8, blocks=(1, 1, 1)
 )
+CONVNEXT = dict(
+  name="ssljax.models.convnext", stem=2, blocks=(1, 1, 1), widths=(8, 16, 32), layer_scale=0.1,
+  drop_path=0.1,
+)  # fmt: skip
 TWO_VIEW = dict(
   name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.nt_xent", temperature=0.5),
   projector=(32, 16),
@@ -61,6 +65,7 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   ),
   "simclr": (RESNET, TWO_VIEW | dict(norm_views="together", projector_last="scale"), PAIRED),
   "simclr_vit": (dict(drop_path=0.1), TWO_VIEW | dict(projector_norm="none"), PAIRED),
+  "simclr_convnext": (CONVNEXT, TWO_VIEW | dict(projector_norm="none"), PAIRED),
   "barlow_twins": (
     {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.barlow_twins"), loss_scale=0.1), PAIRED
   ),

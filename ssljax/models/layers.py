@@ -92,10 +92,21 @@ def cudnn_can(q: jax.Array, bias: jax.Array | None) -> bool:
   return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
+def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Turns pairs of features (i, i + e/2), in float32: [b n h e], cosines and sines [b|1 n 1 e/2].
+
+  Source: RoFormer, Su et al. 2021, 2104.09864, in the half-split layout.
+  """
+  cos, sin = rotary
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x.dtype)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention: [b n d] -> [b n d], softmax scale 1/sqrt(d/heads).
 
-  `bias` is "qkv", "qv" (no bias on keys: BEiT) or "none".
+  `bias` is "qkv", "qv" (no bias on keys: BEiT) or "none". `rotary` turns queries and keys.
   """
 
   heads: int
@@ -104,7 +115,12 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, attention_bias: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    attention_bias: jax.Array | None = None,
+    rotary: tuple[jax.Array, jax.Array] | None = None,
+  ) -> jax.Array:
     b, n, d = x.shape
     qkv = nn.Dense(
       3 * d, use_bias=self.bias == "qkv", kernel_init=self.kernel, dtype=self.dtype, name="qkv"
@@ -115,24 +131,36 @@ class Attention(nn.Module):
       qkv += jnp.concatenate([q_bias, jnp.zeros(d), v_bias]).astype(qkv.dtype)
     qkv = batch_sharded(qkv.reshape(b, n, 3, self.heads, d // self.heads), tensor=3)
     q, k, v = jnp.moveaxis(qkv, 2, 0)
+    if rotary is not None:
+      q, k = rotate(q, rotary), rotate(k, rotary)
     if attention_bias is not None:
       attention_bias = attention_bias[None].astype(q.dtype)
     x = attend(q, k, v, attention_bias).reshape(b, n, d)
     return nn.Dense(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
 
 
+# gelu: the exact one (linen's default is the tanh form, which is SigLIP's). quick_gelu: that of the
+# released CLIP weights.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "gelu_tanh": nn.gelu,
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+
 class Mlp(nn.Module):
-  """Two linear layers with exact GELU between them (linen's default is the tanh form)."""
+  """Two linear layers with an activation between them, one of `ACTIVATIONS`."""
 
   hidden: int
   kernel: Init = KERNELS["xavier"]
   dtype: Any = jnp.float32
+  activation: str = "gelu"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dense = functools.partial(nn.Dense, kernel_init=self.kernel, dtype=self.dtype)
-    y = nn.gelu(batch_sharded(dense(self.hidden, name="fc1")(x), tensor=2), approximate=False)
-    return dense(x.shape[-1], name="fc2")(y)
+    y = batch_sharded(dense(self.hidden, name="fc1")(x), tensor=2)
+    return dense(x.shape[-1], name="fc2")(ACTIVATIONS[self.activation](y))
 
 
 class Block(nn.Module):
@@ -150,20 +178,26 @@ class Block(nn.Module):
   kernel: Init = KERNELS["xavier"]
   dtype: Any = jnp.float32
   post: bool = False
+  activation: str = "gelu"
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, drop: jax.Array | None = None, attention_bias: jax.Array | None = None
+    self,
+    x: jax.Array,
+    drop: jax.Array | None = None,
+    attention_bias: jax.Array | None = None,
+    rotary: tuple[jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
     d = x.shape[-1]
     attention = Attention(self.heads, self.bias, self.kernel, self.dtype, name="attn")
-    mlp = Mlp(int(d * self.mlp_ratio), self.kernel, self.dtype, name="mlp")
+    hidden = int(d * self.mlp_ratio)
+    mlp = Mlp(hidden, self.kernel, self.dtype, self.activation, name="mlp")
     norm = functools.partial(layer_norm, eps=self.eps, dtype=self.dtype)
     if self.post:
-      x = norm("norm1")(x + self._branch(1, attention(x, attention_bias), drop))
+      x = norm("norm1")(x + self._branch(1, attention(x, attention_bias, rotary), drop))
       y = mlp(x)
     else:
-      x = x + self._branch(1, attention(norm("norm1")(x), attention_bias), drop)
+      x = x + self._branch(1, attention(norm("norm1")(x), attention_bias, rotary), drop)
       y = mlp(norm("norm2")(x))
     self.sow("taken", "branch", y)  # for whoever makes this collection mutable
     x = x + self._branch(2, y, drop)
@@ -247,6 +281,7 @@ class Transformer(nn.Module):
     attention_bias: jax.Array | None = None,
     layers: tuple[int, ...] = (),
     mlp_layers: tuple[int, ...] = (),
+    rotary: tuple[jax.Array, jax.Array] | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     block = self.block.clone(parent=None, name=None)
     sample = jax.ShapeDtypeStruct((1, 1, x.shape[-1]), x.dtype)
@@ -256,7 +291,7 @@ class Transformer(nn.Module):
     ]
 
     def one(p, x, d):
-      given = {"params": p}, batch_sharded(x), d, attention_bias
+      given = {"params": p}, batch_sharded(x), d, attention_bias, rotary
       if not mlp_layers:
         return batch_sharded(block.apply(*given)), None
       x, kept = block.apply(*given, mutable=["taken"])

@@ -29,6 +29,35 @@ def sincos(grid: Sequence[int], width: int) -> np.ndarray:
   return np.concatenate(parts, axis=1)[:, :width].astype(np.float32)
 
 
+def rotary(grid: Sequence[int], width: int, base: float = 100.0) -> np.ndarray:
+  """Angles of rotary positions over a grid, for heads of `width`: -> float32 [n width/2].
+
+  DINOv3's (Siméoni et al. 2025, 2508.10104): along each axis of g places the coordinate of place i
+  is 2·(i + ½)/g - 1, whatever the size of the picture; axes in order, each with w = width/2r
+  pairs, rounded down, of angles 2π·coordinate / base^(k/w). Pairs left over are not turned.
+
+  Raises:
+    ValueError: the width is odd or has no pair for every axis.
+  """
+  r = len(grid)
+  pairs = width // (2 * r)
+  if width % 2 or not pairs:
+    raise ValueError(
+      f"rotary positions over {r} axes need an even head width of {2 * r} or more, not {width}"
+    )
+  axes = [2 * (np.arange(g) + 0.5) / g - 1 for g in grid]
+  places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, r)
+  frequency = 2 * np.pi * base ** -(np.arange(pairs) / pairs)
+  angle = (places[..., None] * frequency).reshape(len(places), -1)
+  return np.pad(angle, ((0, 0), (0, width // 2 - r * pairs))).astype(np.float32)
+
+
+def causal_bias(n: int) -> np.ndarray:
+  """Added to attention, lets a token see itself and those before it: float32 [1 n n]."""
+  # Not -inf, of which fused kernels make NaN; it fits float16, and exp(-3e4) is 0 in float32.
+  return np.where(np.tril(np.ones((n, n), bool)), 0.0, -3e4).astype(np.float32)[None]
+
+
 def relative_index(grid: Sequence[int], prefix: int) -> np.ndarray:
   """Bucket of each pair of tokens in a relative-position table: -> int [m+n m+n].
 

@@ -39,6 +39,9 @@ class ViT(nn.Module):
   layer_scale: float
   eps: float
   qkv_bias: str
+  rotary_base: float
+  pre_norm: bool
+  activation: str
   init_kernels: str
   depth_scale: bool
   scan: bool
@@ -94,14 +97,16 @@ class ViT(nn.Module):
     if hidden is not None and mask_token is not None:
       x = tokens_lib.replace(x, hidden, mask_token)
     x = layers_lib.batch_sharded(self._add_prefix(self._add_positions(x, grid, keep)))
-    bias = self._relative_bias(grid, keep)
+    if self.pre_norm:
+      x = layers_lib.layer_norm("pre_norm", self.eps, self.dtype)(x)
+    bias, rotary = self._relative_bias(grid, keep), self._rotary(grid, keep)
     drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0], self.drop_path_rule)
     wanted = [tuple(range(self.depth)[i] for i in which) for which in (layers, mlp_layers)]
     norm = layers_lib.layer_norm("norm", self.eps, self.dtype)
     if self.norm == "post":  # each block ends in a norm, the first has none before it
-      x, taken = self._stack()(norm(x), drop, bias, *wanted)
+      x, taken = self._stack()(norm(x), drop, bias, *wanted, rotary)
     else:
-      x, taken = self._stack()(x, drop, bias, *wanted)
+      x, taken = self._stack()(x, drop, bias, *wanted, rotary)
       x = norm(x)
     return self._outputs(x) | taken
 
@@ -170,6 +175,15 @@ class ViT(nn.Module):
     index = positions_lib.relative_index(grid, self.prefix)
     return jnp.moveaxis(table[index], -1, 0)
 
+  def _rotary(self, grid, keep) -> tuple[jax.Array, jax.Array] | None:
+    """Cosines and sines [b|1 m+k 1 e/2]; the prefix is not turned."""
+    if self.positions != "rotary":
+      return None
+    angle = jnp.asarray(positions_lib.rotary(grid, self.width // self.heads, self.rotary_base))
+    angle = angle[None] if keep is None else tokens_lib.take(angle, keep)
+    angle = jnp.pad(angle, ((0, 0), (self.prefix, 0), (0, 0)))[:, :, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
   def _stack(self) -> layers_lib.Transformer:
     block = layers_lib.Block(
       heads=self.heads,
@@ -180,6 +194,7 @@ class ViT(nn.Module):
       kernel=layers_lib.KERNELS[self.init_kernels],
       dtype=self.dtype,
       post=self.norm == "post",
+      activation=self.activation,
       parent=None,
     )
     return layers_lib.Transformer(
@@ -219,6 +234,9 @@ def vit(
   eps: float = 1e-6,
   norm: str = "pre",
   qkv_bias: str = "qkv",
+  rotary_base: float = 100.0,
+  pre_norm: bool = False,
+  activation: str = "gelu",
   init_kernels: str = "xavier",
   init_stem: str = "",
   init_tokens: float = 0.0,
@@ -232,8 +250,8 @@ def vit(
   Args:
     variant: Ti, S, B, L, H or g; `width`, `depth`, `heads`, `mlp_ratio` override it where not 0.
     patch: size of a patch along each axis; its length is the number of axes of the grid.
-    positions: "sincos" (fixed), "learned", "relative" (BEiT's bias table, shared by all blocks)
-      or "none".
+    positions: "sincos" (fixed), "learned", "relative" (BEiT's bias table, shared by all blocks),
+      "rotary" (DINOv3's, with periods up to `rotary_base` times the picture) or "none".
     positions_size: size of the images that learned positions belong to, (224, 224); () is the one
       size there is. Images of other sizes, such as local views, read them interpolated.
     positions_resize: how: "size", "offset" or "antialias", see `models.positions.interpolation`.
@@ -243,6 +261,8 @@ def vit(
     norm: "pre" (before each branch, and after the last block) or "post" (after each sum, and before
       the first block: data2vec 2.0).
     qkv_bias: "qkv", "qv" (no bias on keys) or "none".
+    pre_norm: a layer norm before the first block (CLIP).
+    activation: of the MLPs: "gelu", "gelu_tanh" (SigLIP) or "quick_gelu" (released CLIP weights).
     init_kernels: "xavier" (MAE), "normal" (timm: deviation 0.02) or "beit" (0.02 cut at one sigma).
     init_stem: the same for the patches' layer; "" is as the others, "torch" the default that DINO
       and its children leave it at, kernel and bias.
@@ -255,13 +275,14 @@ def vit(
     ValueError: an unknown name, or a width that the heads do not divide.
   """
   _choose("variant", variant, VARIANTS)
-  _choose("positions", positions, ("sincos", "learned", "relative", "none"))
+  _choose("positions", positions, ("sincos", "learned", "relative", "rotary", "none"))
   _choose("positions_resize", positions_resize, ("size", "offset", "antialias"))
   if positions_size and positions != "learned":
     raise ValueError('encoder.positions_size needs encoder.positions="learned"')
   _choose("pool", pool, ("cls", "mean"))
   _choose("norm", norm, ("pre", "post"))
   _choose("qkv_bias", qkv_bias, ("qkv", "qv", "none"))
+  _choose("activation", activation, layers_lib.ACTIVATIONS)
   _choose("init_kernels", init_kernels, layers_lib.KERNELS)
   _choose("init_stem", init_stem, ("", *layers_lib.KERNELS))
   _choose("drop_path_rule", drop_path_rule, ("linear", "uniform"))
@@ -272,11 +293,13 @@ def vit(
   width, depth, heads = width or base[0], depth or base[1], heads or base[2]
   if width % heads:
     raise ValueError(f"width {width} is not divisible by {heads} heads")
+  if positions == "rotary":
+    positions_lib.rotary((1,) * len(patch), width // heads, rotary_base)  # says what does not fit
   return ViT(
     width, depth, heads, mlp_ratio or base[3], tuple(patch), positions, class_token, registers,
-    pool, drop_path, layer_scale, eps, qkv_bias, init_kernels, depth_scale, scan, remat,
-    jnp.dtype(dtype), tuple(positions_size), positions_resize, drop_path_rule, init_stem,
-    init_tokens, norm,
+    pool, drop_path, layer_scale, eps, qkv_bias, rotary_base, pre_norm, activation, init_kernels,
+    depth_scale, scan, remat, jnp.dtype(dtype), tuple(positions_size), positions_resize,
+    drop_path_rule, init_stem, init_tokens, norm,
   )  # fmt: skip
 
 
