@@ -50,6 +50,8 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
+    for name in ("absl", "asyncio"):
+      logging.getLogger(name).addFilter(_not_told_twice)
     self._scores.clear()  # a step that was set aside takes its score with it
     self._scores.update(_scores(self.directory))
     options = ocp.CheckpointManagerOptions(
@@ -231,6 +233,14 @@ def _newest_good(root, read, log, steps=None):
     detail = "; ".join(f"step {step}: {reason}" for step, reason in failures.items())
     raise RuntimeError(f"every checkpoint in {root} is damaged: {detail}")
   return None, []
+
+
+def _not_told_twice(record: logging.LogRecord) -> bool:
+  """Orbax's threads and tensorstore's writes log what fails, each with a traceback, before it is
+  raised: `_guard` and `log` tell it in a line."""
+  if not record.exc_info or os.environ.get("SSLJAX_TRACEBACK"):
+    return True
+  return not ("orbax" in record.pathname or "Error writing" in str(record.exc_info[1]))
 
 
 def _reason(error: BaseException) -> str:

@@ -261,6 +261,23 @@ def test_memory_traffic_of_a_program_that_is_known():
   assert 30 <= hlo.traffic(text) / (256 * 256 * 4) <= 80
 
 
+@pytest.mark.parametrize(
+  "groups, wanted",
+  [
+    ("{{0,1,2,3},{4,5,6,7}}", 4),
+    ("[4,2]<=[8]", 2),
+    ("[2,4]<=[4,2]T(1,0)", 4),
+    ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_2'}", 2),
+    ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", 8),
+    ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", 2),
+    ("{}", 8),
+  ],
+)
+def test_sizes_of_groups_as_the_compiler_writes_them(groups, wanted):
+  rest = f", channel_id=1, replica_groups={groups}, dimensions={{1}}, use_global_device_ids=true"
+  assert hlo.group_size(rest, 8) == wanted
+
+
 # Topologies and chips
 
 
