@@ -17,7 +17,10 @@ from ssljax import job as job_lib
 from ssljax import main
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-VARIANTS = {"mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain")}
+VARIANTS = {
+  "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
+  "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
+}  # fmt: skip
 
 
 @pytest.fixture

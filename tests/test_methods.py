@@ -233,6 +233,6 @@ def test_a_missing_key_is_named(name):
   config = tiny.config(name)
   place = "views" if config["data"].get("views") else "hidden"
   config["data"][place] = None
-  says = "data.hidden is not set" if place == "hidden" else "needs views in the batch"
+  says = "data.hidden is not set" if place == "hidden" else "needs (views|global) in the batch"
   with pytest.raises(ValueError, match=says):
     job_lib.assemble(config_lib.complete(config))

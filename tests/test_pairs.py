@@ -84,6 +84,15 @@ def test_batch_figure_has_a_row_for_each_view(tmp_path):
     assert (np.abs(seen - colour).max(-1) <= 1).sum() > 100
 
 
+def test_batch_figure_covers_the_hidden_places_of_each_view(tmp_path):
+  made = np.full((3, 2, 16, 16, 3), 200, np.uint8)
+  hidden = np.zeros((3, 2, 4), bool)
+  hidden[:, 1, 0] = True
+  path = batch_figure(tmp_path / "a.png", {"global": made, "hidden": hidden}, (2, 2))
+  bare = batch_figure(tmp_path / "b.png", {"global": made, "hidden": hidden & False}, (2, 2))
+  assert path.read_bytes() != bare.read_bytes()
+
+
 def changed(key, value):
   given = copy.deepcopy(config())
   *path, last = key.split(".")

@@ -274,6 +274,18 @@ def test_drop_path_may_be_uniform_over_depth():
     np.testing.assert_allclose(found.mean((1, 2)), 1, atol=0.03)
 
 
+def test_multi_crop_may_be_made_in_the_step():
+  """The step is given whole pictures; what it makes of them is the loss's batch."""
+  given = tiny.config("ibot", data=dict(views_on="device"))
+  built = job_lib.assemble(config_lib.complete(given))
+  assert set(built.given) == {"image", "index", "label", "hidden"}
+  shapes = {leaf: built.batch[leaf].shape for leaf in ("global", "local", "hidden")}
+  assert shapes == {
+    "global": (16, 2, 32, 32, 3), "local": (16, 2, 16, 16, 3), "hidden": (16, 2, 64)
+  }  # fmt: skip
+  assert built.image.shape == (32, 32, 3) and built.grid == (8, 8)
+
+
 @pytest.mark.slow
 def test_the_heldout_loss_sees_all_views(tmp_path):
   """Global and local views and hidden places of epoch 0, in whole batches of the test split."""
@@ -325,6 +337,7 @@ def changed(name, **changes):
   "name, changes, words",
   [
     ("dino", dict(method__prototypes=1), "method.prototypes 1.*needs two or more"),
+    ("dino", dict(method__patch_prototypes=8), 'needs method.patch_head "separate"'),
     ("dino", dict(method__balance="mean"), "method.balance 'mean' is none of center, sinkhorn"),
     ("dino", dict(data__views=tiny.PAIR), "needs global in the batch.*multi_crop"),
     ("dino", dict(method__patch_weight=1.0), "data.hidden=dict.*view_blocks"),

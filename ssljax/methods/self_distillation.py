@@ -18,7 +18,7 @@ from ssljax import collapse, losses, schedules
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import DINOHead
 from ssljax.models.norms import with_statistics
-from ssljax.models.views import evaluated, merged, see, see_all, view_keys
+from ssljax.models.views import evaluated, merged, see, see_all, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {
@@ -85,7 +85,8 @@ def self_distillation(
   _check(
     dict(balance=balance, patch_head=patch_head, patch_center=patch_center, batch_norm=batch_norm)
   )
-  _check_parts(encoder, batch_size, hidden_count, prototypes, patch_prototypes, patches, couples)
+  counts = prototypes, patch_prototypes, patch_head
+  _check_parts(encoder, batch_size, hidden_count, counts, patches, couples)
   moved, temperature = schedules.moving(momentum), schedules.moving(teacher_temperature)
   patch_heat = schedules.moving(patch_temperature) if patch_temperature else temperature
   weight, koleo = schedules.moving(patch_weight), schedules.moving(koleo_weight)
@@ -134,8 +135,7 @@ def self_distillation(
     training = {"keys": keys[:, :2]} if teacher_stats else {}
     teacher = extra["teacher"]["encoder"], teacher_stats, batch["global"]
     taught, teacher_stats = see(encoder, *teacher, **training)
-    z = {"student": pooled}
-    z["teacher"] = taught["pooled"]
+    z = {"student": pooled, "teacher": taught["pooled"]}
     if patches:
       places = _places(batch["hidden"], hidden_count)
       z["patches"] = _take(out["patches"], places)
@@ -190,21 +190,15 @@ def self_distillation(
     if "center" in extra:
       new["center"] = {"views": _moved(extra, "views", mean["center/views"], 1.0, center_momentum)}
       if patches:
-        total, share = mean["center/patches"]
-        moved_center = _moved(extra, "patches", total, share, center_momentum)
-        new["center"]["patches"] = moved_center
+        there = *mean["center/patches"], center_momentum
+        new["center"]["patches"] = _moved(extra, "patches", *there)
     return new
 
   def encode(params, extra, batch, layers=()):
     stats = _stats(extra, "stats", "encoder")
     return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
 
-  whole = ""
-  if getattr(encoder, "batch_norm", False) and batch_norm == "global":
-    whole = (
-      "the encoder's batch norm sees the whole batch;"
-      ' method.batch_norm="microbatch" gives each microbatch its own statistics'
-    )
+  whole = why_whole(encoder, batch_norm)
   needs = ("global", "index", *(("hidden",) if patches else ()))
   made = Method(init, coupled(embed, couple), update, encode, None, needs, whole=whole)
   # With centres alone every example has a loss of its own: plain microbatches hold fewer scores.
@@ -255,12 +249,15 @@ def _check(given: dict[str, str]) -> None:
       raise ValueError(f"method.{argument} {value!r} is none of {names}")
 
 
-def _check_parts(encoder, batch_size, hidden_count, prototypes, patch_prototypes, patches, couples):
+def _check_parts(encoder, batch_size, hidden_count, counts, patches, couples):
+  prototypes, patch_prototypes, patch_head = counts
   if prototypes < 2 or patch_prototypes == 1 or patch_prototypes < 0:
     raise ValueError(
       f"method.prototypes {prototypes}, method.patch_prototypes {patch_prototypes}: a distribution"
       " needs two or more"
     )
+  if patch_prototypes and patch_head == "shared":
+    raise ValueError('method.patch_prototypes needs method.patch_head "separate"')
   if couples and batch_size < 2:
     raise ValueError("batch_size 1: Sinkhorn, KoLeo and batch norm need two examples or more")
   if patches and getattr(encoder, "patch", None) is None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ssljax import collapse, losses
 from ssljax.models.heads import Projector, Prototypes, unit
 from ssljax.models.norms import with_statistics
-from ssljax.models.views import evaluated, see_all, view_keys
+from ssljax.models.views import evaluated, see_all, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {"prototypes_unit": ("start", "use"), "batch_norm": ("global", "microbatch")}
@@ -116,12 +116,7 @@ def swav(
   def encode(params, extra, batch, layers=()):
     return evaluated(encoder, params["encoder"], _stats(extra, "encoder"), batch["image"], layers)
 
-  whole = ""
-  if getattr(encoder, "batch_norm", False) and batch_norm == "global":
-    whole = (
-      "the encoder's batch norm sees the whole batch;"
-      ' method.batch_norm="microbatch" gives each microbatch its own statistics'
-    )
+  whole = why_whole(encoder, batch_norm)
   loss = coupled(embed, couple)
   return Method(init, loss, update, encode, None, ("global", "index"), embed, couple, whole)
 

@@ -62,3 +62,14 @@ def evaluated(
   out.pop("tokens", None)
   taken = {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
   return out | taken
+
+
+def why_whole(encoder: Any, batch_norm: str) -> str:
+  """Why a batch must not be cut into microbatches: "" where the encoder has no batch norm, or where
+  it may see each microbatch by itself (`batch_norm` "microbatch")."""
+  if not getattr(encoder, "batch_norm", False) or batch_norm == "microbatch":
+    return ""
+  return (
+    "the encoder's batch norm sees the whole batch;"
+    ' method.batch_norm="microbatch" gives each microbatch its own statistics'
+  )
