@@ -1,5 +1,7 @@
 """Schedules at hand-computed points, the clip factor, and which parameters decay."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -353,3 +355,61 @@ def test_sgd_decays_what_it_says(vectors):
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   np.testing.assert_allclose(updates["kernel"], -0.05)
   np.testing.assert_allclose(updates["bias"], -0.05 if vectors else 0.0)
+
+
+# Groups
+
+
+def test_groups_have_rates_and_decays_of_their_own():
+  """Against each group's optimizer alone, over steps of a moving rate."""
+  params = {"encoder": {"stem": {"w": jnp.ones((3, 2))}, "block": {"w": jnp.ones((3, 2))}}}
+  params |= {"predictor": {"w": jnp.full((2, 2), 2.0)}, "probe": {"w": jnp.ones((2, 2))}}
+  rate = schedules.warmup_cosine(10, 1, base=0.1, per=0, warmup_steps=2)
+  groups = {
+    "encoder": dict(weight_decay=0.5), "encoder/stem": dict(factor=0), "predictor": dict(hold=2),
+    "probe": dict(factor=3.0),
+  }  # fmt: skip
+  tx = optim.sgd(rate, weight_decay=1e-2, groups=groups)
+  alone = {
+    "block": optim.sgd(rate, weight_decay=0.5),
+    "predictor": optim.sgd(lambda step: 0.1, weight_decay=1e-2),
+    "probe": optim.sgd(lambda step: 3 * rate(step), weight_decay=1e-2),
+  }
+  pick = lambda p: {"block": p["encoder"]["block"]} | {k: p[k] for k in ("predictor", "probe")}  # noqa: E731
+  state, ours = tx.init(params), params
+  theirs = pick(params)
+  states = {k: tx.init(theirs[k]) for k, tx in alone.items()}
+  for step in range(4):
+    grads = jax.tree.map(lambda x: jnp.sin(x + step), ours)  # noqa: B023
+    updates, state = tx.update(grads, state, ours)
+    for name, one in alone.items():
+      moved, states[name] = one.update(pick(grads)[name], states[name], theirs[name])
+      theirs[name] = optax.apply_updates(theirs[name], moved)
+    ours = optax.apply_updates(ours, updates)
+    for a, b in zip(jax.tree.leaves(pick(ours)), jax.tree.leaves(theirs)):
+      np.testing.assert_allclose(a, b, rtol=1e-6)
+  np.testing.assert_array_equal(ours["encoder"]["stem"]["w"], params["encoder"]["stem"]["w"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_every_optimizer_has_groups_and_says_what_is_wrong(name):
+  make = functools.partial(getattr(optim, name), lambda step: 0.1)
+  params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+  tx = make(groups={"b": dict(factor=0)})
+  updates, _ = tx.update(params, tx.init(params), params)
+  assert not updates["b"].any() and updates["a"].all()
+  with pytest.raises(ValueError, match="optimizer.groups.b: rate is none of factor, hold"):
+    make(groups={"b": dict(rate=1.0)})
+  with pytest.raises(ValueError, match="optimizer.groups: no parameter lies under c/d"):
+    make(groups={"c/d": dict(factor=0)}).init(params)
+
+
+def test_a_part_beside_the_others_leaves_them_alone():
+  params = {"a": jnp.ones((2, 2)), "probe": jnp.ones(3)}
+  grads = {"a": jnp.full((2, 2), 3.0), "probe": jnp.full(3, 100.0)}
+  inner = optim.sgd(lambda step: 0.1, clip=1.0)
+  tx = optim.beside(inner, probe=optax.sgd(1.0))
+  updates, _ = tx.update(grads, tx.init(params), params)
+  alone, _ = inner.update({"a": grads["a"]}, inner.init({"a": params["a"]}), {"a": params["a"]})
+  np.testing.assert_array_equal(updates["a"], alone["a"])
+  np.testing.assert_allclose(updates["probe"], -100.0)

@@ -85,7 +85,9 @@ METHODS: dict[str, tuple[dict, dict]] = {
   "simsiam": (RESNET, two_view(
     "negative_cosine", (256, 256, 256), projector_last="plain", projector_bias="none",
     predictor=(64, 256), target="stopped",
-  ) | dict(optimizer=dict(groups=dict(predictor=dict(hold=STEPS // 10))))),
+  ) | dict(
+    schedule=dict(warmup_steps=0), optimizer=dict(groups=dict(predictor=dict(hold=0)))
+  )),
   "barlow_twins": (RESNET, two_view(
     "barlow_twins", (512, 512), dict(redundancy_weight=0.005), projector_bias="none",
     loss_scale=0.1,

@@ -36,7 +36,7 @@ def in_float64():
     yield
 
 
-B, SIDE, STEPS, TOTAL = 16, 16, 2, 5
+B, SIDE, STEPS, TOTAL = 16, 8, 2, 5
 ENCODER = resnet(variant="18", stem="cifar", blocks=ONES, dtype="float64")
 RATE = schedules.warmup_cosine(TOTAL, B, base=0.05, per=0)
 
