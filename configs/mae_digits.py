@@ -1,6 +1,7 @@
 """MAE on handwritten digits over photographs: learns in minutes on two CPU cores, no download.
 
 Command:   python -m ssljax.main --config=configs/mae_digits.py --workdir=runs/mae_digits
+Hardware:  two CPU cores, less than four minutes.
 Variants:  configs/mae_digits.py:plain trains on the bare 8×8 digits.
 """
 
@@ -15,7 +16,7 @@ def get_config(arg: str = "photo") -> ml_collections.ConfigDict:
   patch = 4 if arg == "photo" else 2
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total_steps = 4200
+  config.total_steps = 4800
   config.batch_size = 64
   config.encoder = dict(
     name="ssljax.models.vit", width=96, depth=4, heads=4, patch=(patch, patch),
@@ -29,7 +30,8 @@ def get_config(arg: str = "photo") -> ml_collections.ConfigDict:
   config.data = dict(
     source="digits_photo" if arg == "photo" else "digits",
     channels=3 if arg == "photo" else 1,
-    # Each digit once: what a bank of every rendering adds is poses, which pixels profit from most.
+    # Each digit once: with all eight renderings some neighbour has the very same pose, and k-NN on
+    # raw pixels goes from 72 to 89 % (k = 20).
     eval_train="train[:1437]" if arg == "photo" else "train",
     eval_test="test",
     hidden=dict(name="ssljax.data.masking.random", ratio=0.65),
@@ -39,7 +41,7 @@ def get_config(arg: str = "photo") -> ml_collections.ConfigDict:
   config.checkpoint = dict(every=1200, keep=2)
   config.log = dict(every=100)
   config.eval = dict(
-    every=2100,
+    every=2400,
     batch_size=720,
     knn=dict(name="ssljax.evals.knn"),
     linear=dict(name="ssljax.evals.linear", l2=(1e-1, 1e-2, 1e-3)),
