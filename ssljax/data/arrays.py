@@ -121,7 +121,7 @@ def open_npz(rest: str, split: str, channels: int, cache_dir: str | None = None)
 
 
 def open_digits(kind: str, split: str, channels: int) -> Source:
-  """`digits` (8x8, grey, 0..255) or `digits_photo` (32x32 RGB), splits "train" and "test"."""
+  """`digits` (8x8, grey, 0..255) or `digits_photo` (24x24 RGB), splits "train" and "test"."""
   name = check_split(split, ("train", "test"), kind)
   if kind == "digits":
     image, label = digits(name)
