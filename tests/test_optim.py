@@ -408,7 +408,7 @@ def test_a_part_beside_the_others_leaves_them_alone():
   params = {"a": jnp.ones((2, 2)), "probe": jnp.ones(3)}
   grads = {"a": jnp.full((2, 2), 3.0), "probe": jnp.full(3, 100.0)}
   inner = optim.sgd(lambda step: 0.1, clip=1.0)
-  tx = optim.beside(inner, probe=optax.sgd(1.0))
+  tx = groups.beside(inner, probe=optax.sgd(1.0))
   updates, _ = tx.update(grads, tx.init(params), params)
   alone, _ = inner.update({"a": grads["a"]}, inner.init({"a": params["a"]}), {"a": params["a"]})
   np.testing.assert_array_equal(updates["a"], alone["a"])

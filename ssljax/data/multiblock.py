@@ -83,7 +83,7 @@ def multiblock(
     }
 
   shapes = {"context": (1, count * copies), "targets": (1, targets, area * copies)}
-  return Hidden(draw, (rows * columns - count) * copies, (*across, *plane), shapes)
+  return Hidden(draw, (rows * columns - count) * copies, (*across, *plane), leaves=shapes)
 
 
 def contexts(
@@ -129,7 +129,7 @@ def contexts(
     return {"context": kept, "targets": rest[:, :, None]}
 
   shapes = {"context": (clones, count), "targets": (clones, 1, n - count)}
-  return Hidden(draw, n - count, grid, shapes)
+  return Hidden(draw, n - count, grid, leaves=shapes)
 
 
 def _sizes(plane, scale, aspect, released: bool) -> np.ndarray:
