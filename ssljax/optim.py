@@ -133,3 +133,32 @@ def lars(
   trace = optax.trace(momentum)
   tail = (rate, trace) if rate_inside else (trace, rate)
   return optax.chain(optax.add_decayed_weights(weight_decay, decayed), ratio, *tail)
+
+
+def adamw_apart(
+  schedule: Schedule,
+  *,
+  apart: tuple[str, ...],
+  apart_rate: float = 0.5,
+  apart_decay: float = 0.01,
+  b1: float = 0.9,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+  weight_decay: float | Schedule = 0.1,
+  no_decay: tuple[str, ...] = (),
+) -> optax.GradientTransformation:
+  """AdamW, and another for the parts of the parameters named in `apart`, such as CAPI's clustering:
+  `apart_rate` times the rate, and `apart_decay` of everything, biases too.
+
+  Raises:
+    ValueError: a name that is no part of the parameters.
+  """
+  own = optax.adamw(lambda step: apart_rate * schedule(step), b1, b2, eps, weight_decay=apart_decay)
+  rest = adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, no_decay=no_decay)
+
+  def groups(params):
+    if lacking := [name for name in apart if name not in params]:
+      raise ValueError(f"optimizer.apart {lacking[0]!r} is none of {', '.join(params)}")
+    return {name: "apart" if name in apart else "rest" for name in params}
+
+  return optax.partition({"apart": own, "rest": rest}, groups)

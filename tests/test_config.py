@@ -17,7 +17,10 @@ from ssljax import job as job_lib
 from ssljax import main
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-VARIANTS = {"mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain")}
+VARIANTS = {
+  "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
+  "data2vec2_vitb": ("vitb16", "vitl16"),
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -149,7 +149,9 @@ def test_update_moves_extra_towards_the_parameters(name):
   assert shapes(after) == shapes(extra)
   for before, now in zip(*(jax.tree.leaves(x.get("teacher", {})) for x in (extra, after))):
     np.testing.assert_allclose(now, before + 0.1, atol=1e-6)  # momentum 0.9 in the table
-  assert ("teacher" in extra) == (name in ("data2vec", "moco", "ijepa", "stop", "data2vec2"))
+  assert ("teacher" in extra) == (
+    name in ("data2vec", "moco", "ijepa", "stop", "data2vec2", "capi")
+  )
   for before, now in zip(*(jax.tree.leaves(x.get("stats", {})) for x in (extra, after))):
     assert np.abs(now - before).max() > 1e-6
   if "queue" in extra:
