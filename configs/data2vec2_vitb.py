@@ -6,6 +6,8 @@ Command:   python -m ssljax.main --config=configs/data2vec2_vitb.py \
            `:vitl16` is the larger recipe as its released config has it: 128 images a step.
 Hardware:  this recipe has not been run to the end with this code.
 Expected:  fine-tuned top-1 86.8 (paper: ViT-L, 150 epochs, longer than this config).
+Deviates from the released code in one place: the stem and the extra token start at deviation 0.02,
+there at Xavier's and 1.
 Notes:     the loss of the extra token has weight 2.56, because the released 0.01 is multiplied by
            the number of contexts on a device, 16 of each of 16 images (ViT-L: 8 images).
 """
@@ -26,8 +28,10 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  v = VARIANTS[arg or "vitb16"]
+def get_config(arg: str = "vitb16") -> ml_collections.ConfigDict:
+  if arg not in VARIANTS:
+    raise ValueError(f"variant {arg!r} is none of {', '.join(VARIANTS)}")
+  v = VARIANTS[arg]
   epoch = 1_281_167 // v["batch"]
   config = ml_collections.ConfigDict()
   config.seed = 0

@@ -5,8 +5,9 @@ Command:   python -m ssljax.main --config=configs/ijepa_vith.py --workdir=runs/i
            `:vitb16`, `:vitl16` for the other sizes of the paper (600 epochs).
 Hardware:  this recipe has not been run to the end with this code.
 Expected:  linear top-1 79.3 (paper, ViT-H/14); 77.5 ViT-L/16, 72.9 ViT-B/16.
-Deviates from the released code in one place: contexts have 69 of 256 places in every example, cut
-at random; there a loader batch is cut to its shortest, 69 at 128 images, from the bottom up.
+Deviates from the released code in one place, counts of places that do not change: contexts have 69
+of 256 and targets 35 in every example, cut at random. There a loader batch shares one size of block
+(35 to 54 places) and is cut to its shortest context, 69 at 128 images, from the bottom up.
 """
 
 import ml_collections
@@ -22,8 +23,10 @@ SIZES = {
 }
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variant, patch, epochs, depth = SIZES[arg or "vith14"]
+def get_config(arg: str = "vith14") -> ml_collections.ConfigDict:
+  if arg not in SIZES:
+    raise ValueError(f"variant {arg!r} is none of {', '.join(SIZES)}")
+  variant, patch, epochs, depth = SIZES[arg]
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_steps = epochs * STEPS_PER_EPOCH

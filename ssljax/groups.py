@@ -10,8 +10,8 @@ import optax
 from ssljax.schedules import Schedule
 
 # Path of parameters, "predictor" or "encoder/stem" -> what is different for those under it.
-Groups = Mapping[str, Mapping[str, float]]
-CHANGES = ("factor", "hold", "weight_decay")
+Groups = Mapping[str, Mapping[str, Any]]
+CHANGES = ("factor", "hold", "weight_decay", "decay_vectors")
 # What an encoder has before its blocks.
 FIRST = ("stem", "cls_token", "registers", "positions", "relative_bias")
 
@@ -31,7 +31,9 @@ def arranged(
 
   def from_step(first):
     # Shifted in here, so that what `grouped` gives a group is shifted, too.
-    shifted = lambda rate, decay: make(_later(rate, first), _later(decay, first))  # noqa: E731
+    def shifted(rate, decay, **changes):
+      return make(_later(rate, first), _later(decay, first), **changes)
+
     return grouped(shifted, schedule, weight_decay, groups)
 
   return held(from_step, freeze, freeze_steps, freeze_by, unit)
@@ -44,7 +46,8 @@ def grouped(
 
   groups: {path: changes}, e.g. {"predictor": {"hold": 0}, "encoder/stem": {"factor": 0}}; the
   longest path that fits decides. "factor" multiplies the rate, 0 freezes; "hold": the rate stays
-  what the schedule gives at this step; "weight_decay" takes the place of the others'.
+  what the schedule gives at this step; "weight_decay" and "decay_vectors" take the place of the
+  others'.
 
   Raises:
     ValueError: an unknown change, or a path with no parameter under it.
@@ -59,7 +62,8 @@ def grouped(
   for path, changes in groups.items():
     frozen = changes.get("factor", 1.0) == 0
     given = _moved(schedule, changes), changes.get("weight_decay", weight_decay)
-    parts[path] = optax.set_to_zero() if frozen else make(*given)
+    others = {k: v for k, v in changes.items() if k == "decay_vectors"}
+    parts[path] = optax.set_to_zero() if frozen else make(*given, **others)
   # Labels are keys of the state, whose leaves are saved by their paths.
   label = {path: path.replace("/", ".") or "rest" for path in parts}
   return optax.partition(

@@ -64,7 +64,7 @@ def adamw(
   if clip_by not in CLIPS:
     raise ValueError(f"optimizer.clip_by {clip_by!r} is none of {', '.join(CLIPS)}")
 
-  def make(rate, decay):
+  def make(rate, decay, decay_vectors=decay_vectors):
     mask = None if decay_vectors else lambda params: decayed(params, tuple(no_decay))
     tx = optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
     factors = layered(layer_decay, stem_rate)
@@ -151,9 +151,9 @@ def sgd(
   decay_vectors: decay biases and norms, too (MoCo and SimSiam do). clip: as in `adamw`. groups,
   freeze, freeze_steps, unit: see `groups.grouped` and `groups.held`.
   """
-  mask = None if decay_vectors else decayed
 
-  def make(rate, decay):
+  def make(rate, decay, decay_vectors=decay_vectors):
+    mask = None if decay_vectors else decayed
     return optax.chain(optax.add_decayed_weights(decay, mask), optax.sgd(rate, momentum, nesterov))
 
   tx = arranged(make, schedule, weight_decay, groups, freeze, freeze_steps, unit=unit)
@@ -187,12 +187,10 @@ def lars(
     adapt_vectors: one-dimensional leaves decay and adapt like the others (SwAV).
     groups, freeze, freeze_steps, unit: see `groups.grouped` and `groups.held`.
   """
-  adapted = lambda params: decayed(params)  # noqa: E731
   vectors = lambda params: jax.tree.map(lambda d: not d, decayed(params))  # noqa: E731
-  if adapt_vectors:
-    adapted = lambda params: jax.tree.map(lambda leaf: True, params)  # noqa: E731
 
-  def make(rate, decay):
+  def make(rate, decay, decay_vectors=adapt_vectors):
+    adapted = lambda params: jax.tree.map(lambda d: d or decay_vectors, decayed(params))  # noqa: E731
     ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), adapted)
     if clip_trust:
       ratio = optax.masked(_clipped_trust(rate, trust), adapted)

@@ -20,6 +20,7 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 VARIANTS = {
   "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
   "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
+  "data2vec2_vitb": ("vitb16", "vitl16"),
 }  # fmt: skip
 
 

@@ -1,11 +1,21 @@
 """What holds for the predictors and for several contexts, whatever the weights are."""
 
+import pathlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+from ssljax import config as config_lib
+from ssljax import dry_run, records, train
+from ssljax import job as job_lib
 from ssljax.data.multiblock import contexts, multiblock
+from ssljax.load import load
 from ssljax.methods.latent_prediction import latent_prediction
 from ssljax.models.predictors import PlacePredictor
 from ssljax.models.vit import vit
@@ -115,3 +125,23 @@ def test_collapse_shows_although_tokens_differ():
 def test_errors_say_what_is_wrong(encoder, settings, words):
   with pytest.raises(ValueError, match=words):
     latent_prediction(vit(**TINY | encoder), **settings)
+
+
+def test_a_run_draws_scores_and_encodes_with_the_teacher(tmp_path):
+  config = tiny.config(
+    "ijepa", total_steps=2, batch_size=8, mesh=dict(devices=1), encoder=dict(depth=1),
+    data=dict(source=tiny.images(16), eval_train="train", eval_test="train"),
+    eval=dict(every=2, heldout=True, figures=True), schedule=dict(warmup_steps=1),
+  )  # fmt: skip
+  job = job_lib.assemble(config_lib.complete(config))
+  assert dry_run.draw_batch(job, tmp_path).stat().st_size > 1000
+  train.run(config, tmp_path / "run")
+  assert (tmp_path / "run" / "figures" / "reconstructions.png").stat().st_size > 1000
+  rows = records.read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert any("eval/heldout/loss" in row for row in rows)
+  assert all(np.isfinite(row["train/std"]) for row in rows if "train/std" in row)
+  run = load(tmp_path / "run")
+  teacher, student = run.extra["teacher"]["encoder"], run.params["encoder"]
+  assert run.weights() is teacher
+  differ = jax.tree.map(lambda a, b: not np.array_equal(a, b), teacher, student)
+  assert any(jax.tree.leaves(differ))

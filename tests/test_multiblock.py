@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssljax.data import multiblock as lib
-from ssljax.data.multiblock import contexts, multiblock
+from ssljax.data.multiblock import contexts, multiblock, rolled
 
 INDEX = np.arange(48)
 SAMPLERS = [
@@ -14,6 +14,8 @@ SAMPLERS = [
   multiblock((2, 8, 8)),
   contexts((14, 14)),
   contexts((30,), clones=2),
+  rolled((16, 16)),
+  rolled((8, 6), ratio=0.5, predict=0.2),
 ]
 
 
@@ -109,6 +111,21 @@ def test_contexts_are_blocks():
   assert pairs > 2 * alone
 
 
+def test_a_rolled_context_is_a_rectangle_anywhere():
+  """90 of 256 places as CAPI keeps them; every place is seen as often as any other."""
+  drawn = rolled((16, 16)).batch(0, 0, np.arange(4000))
+  assert drawn["context"].shape == (4000, 1, 90) and drawn["targets"].shape == (4000, 1, 1, 8)
+  share = np.bincount(drawn["context"].reshape(-1), minlength=256) / 4000
+  assert np.abs(share - 90 / 256).max() < 4 * np.sqrt(90 / 256 * 166 / 256 / 4000)
+  seen = np.zeros((4000, 256), bool)
+  np.put_along_axis(seen, drawn["context"][:, 0], True, axis=1)
+  seen = seen.reshape(-1, 16, 16)
+  borders = [(seen != np.roll(seen, 1, axis)).sum((1, 2)) for axis in (1, 2)]
+  width, height = borders[0] // 2, borders[1] // 2  # a rectangle's, counted round the edges
+  assert (width * height >= 90).all() and ((width - 1) * height < 90 + height).all()
+  assert 6 < width.min() < width.max() < 15
+
+
 @pytest.mark.parametrize(
   ("make", "words"),
   [
@@ -116,6 +133,8 @@ def test_contexts_are_blocks():
     (lambda: multiblock((16, 16), targets=0), "and a target"),
     (lambda: multiblock((16, 16), context=240), "is not between 1 and"),
     (lambda: multiblock((3, 3), context=9), "is not between 1 and"),
+    (lambda: rolled((16,)), "two axes"),
+    (lambda: rolled((4, 4)), "are 0"),
     (lambda: contexts((14, 14), block=4), "is even"),
     (lambda: contexts((14, 14), keep=1.0), "one place left"),
     (lambda: contexts((3, 3), keep=0.05, adjust=0.0), "at least one of each"),

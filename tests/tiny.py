@@ -130,6 +130,13 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   "lejepa_resnet": (
     RESNET, dict(name="ssljax.methods.lejepa", projector=(32, 16), directions=64), PAIRED
   ),
+  "capi": (
+    dict(drop_path=0.1, registers=1),
+    dict(
+      name="ssljax.methods.capi", clusters=24, predictor_depth=1, teacher_rate=0.1,
+    ),
+    dict(hidden=dict(name="ssljax.data.multiblock.rolled", predict=0.2)),
+  ),
   "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
   "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
   "data2vec2": (

@@ -2,6 +2,7 @@
 
 I-JEPA (Assran et al. 2023, 2301.08243): a few target blocks and one context without them.
 data2vec 2.0 (Baevski et al. 2022, 2212.07525): several small contexts, each predicts the rest.
+CAPI (Darcet et al. 2025, 2502.08769): a rectangle, shifted round the edges, predicts a few places.
 """
 
 import math
@@ -130,6 +131,59 @@ def contexts(
 
   shapes = {"context": (clones, count), "targets": (clones, 1, n - count)}
   return Hidden(draw, n - count, grid, leaves=shapes)
+
+
+def rolled(
+  grid: Sequence[int],
+  *,
+  ratio: float = 0.65,
+  predict: float = 0.05,
+  aspect: tuple[float, float] = (0.5, 2.0),
+) -> Hidden:
+  """CAPI's context, a rectangle shifted round the edges of the grid, and a few places outside of it
+  to predict: leaves `context` int32 [b 1 k], `targets` int32 [b 1 1 t], sorted places.
+
+  int(n·ratio) places are hidden and int(hidden·predict) of them predicted: 90 seen, 8 predicted of
+  256. The sides are rounded up, and the rectangle's last places are cut off to the exact count.
+
+  Raises:
+    ValueError: a grid without two axes, or ratios that leave nothing to see or to predict.
+  """
+  if len(grid) != 2:
+    raise ValueError(f"rolled: a rectangle needs a grid of two axes, not {tuple(grid)}")
+  rows, columns = map(int, grid)
+  n = rows * columns
+  hidden = int(n * ratio)
+  count, asked = n - hidden, int(hidden * predict)
+  if not 0 < hidden < n or asked < 1:
+    raise ValueError(
+      f"rolled: ratio {ratio} hides {hidden} of {n} places, of which predict {predict} are {asked}"
+    )
+  low = max(math.log(aspect[0]), math.log(count / columns**2))
+  high = min(math.log(aspect[1]), math.log(rows**2 / count))
+
+  def draw(seed, epoch, index):
+    streams = generators(seed, epoch, index)
+    u = np.stack([g.random(3) for g in streams])
+    noise = np.stack([g.random(n) for g in streams])
+    width = np.ceil(np.sqrt(count / np.exp(low + (high - low) * u[:, :1]))).astype(int)
+    width = np.minimum(width, columns)
+    down, right = (
+      np.floor(u[:, i : i + 1] * size).astype(int) for i, size in ((1, rows), (2, columns))
+    )
+    place = np.arange(count)
+    row, column = (place // width + down) % rows, (place % width + right) % columns
+    seen = np.zeros((len(u), n), bool)
+    np.put_along_axis(seen, row * columns + column, True, axis=1)
+    context = np.flatnonzero(seen).reshape(len(u), count) % n
+    return {
+      "context": context[:, None].astype(np.int32),
+      "targets": _places(~seen, noise, asked, 1)[:, None, None],
+    }
+
+  return Hidden(
+    draw, hidden, (rows, columns), leaves={"context": (1, count), "targets": (1, 1, asked)}
+  )
 
 
 def _sizes(plane, scale, aspect, released: bool) -> np.ndarray:

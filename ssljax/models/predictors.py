@@ -1,5 +1,6 @@
 """From what an encoder saw of an example to its features at places that it did not see."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -115,3 +116,71 @@ class GridPredictor(nn.Module):
     bias = layers_lib.uniform_bias(self.width)
     x = nn.Dense(self.out, kernel_init=torch, bias_init=bias, dtype=self.dtype, name="head")(x)
     return x.reshape(b, m, t, self.out)
+
+
+class CrossBlock(nn.Module):
+  """Pre-norm block that sees a context and never its neighbours: [b n d], [b k e] -> [b n d].
+
+  `drop` [2 b] as in `models.layers.Block`.
+  """
+
+  heads: int
+  mlp_ratio: float = 4.0
+  eps: float = 1e-6
+  start: str = "xavier"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context: jax.Array, drop: jax.Array | None = None) -> jax.Array:
+    (b, n, d), h = x.shape, self.heads
+    kernel = layers_lib.KERNELS[self.start]
+    dense = functools.partial(nn.Dense, kernel_init=kernel, dtype=self.dtype)
+    norm = functools.partial(layers_lib.layer_norm, eps=self.eps, dtype=self.dtype)
+    keep = (lambda y, i: y) if drop is None else (lambda y, i: y * drop[i][:, None, None])
+    q = dense(d, name="q")(norm("norm1")(x)).reshape(b, n, h, d // h)
+    kv = dense(2 * d, name="kv")(context).reshape(b, -1, 2, h, d // h)
+    y = layers_lib.attend(q, kv[:, :, 0], kv[:, :, 1], None).reshape(b, n, d)
+    x = x + keep(dense(d, name="proj")(y), 0).astype(x.dtype)
+    mlp = layers_lib.Mlp(int(d * self.mlp_ratio), kernel, self.dtype, name="mlp")
+    return x + keep(mlp(norm("norm2")(x)), 1).astype(x.dtype)
+
+
+class CrossPredictor(nn.Module):
+  """CAPI's predictor (Darcet et al. 2025, 2502.08769): queries of a learnt vector and a position,
+  blocks that look at the context alone, so that what is predicted at a place does not depend on
+  what else is asked for."""
+
+  width: int
+  depth: int
+  heads: int
+  prefix: int = 0
+  eps: float = 1e-6
+  start: str = "xavier"
+  drop_path: float = 0.0
+  remat: str = "none"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: jax.Array,
+    grid: tuple[int, ...],
+    context: jax.Array,
+    targets: jax.Array,
+    keys: jax.Array | None = None,
+  ) -> jax.Array:
+    """tokens [b p+k d], context int32 [b k], targets int32 [b t] -> [b t width]; keys [b] for drop
+    path."""
+    p, d = self.prefix, tokens.shape[-1]
+    seen = jnp.asarray(positions_lib.sincos(grid, d), self.dtype)
+    seen = tokens[:, p:] + tokens_lib.take(seen, context)
+    seen = layers_lib.batch_sharded(jnp.concatenate([tokens[:, :p], seen], axis=1))
+    token = self.param("mask_token", layers_lib.TOKENS[self.start], (self.width,))
+    table = jnp.asarray(positions_lib.sincos(grid, self.width), self.dtype)
+    x = layers_lib.batch_sharded(token.astype(self.dtype) + tokens_lib.take(table, targets))
+    drop = layers_lib.drop_path(keys, self.drop_path, self.depth, len(x))
+    block = CrossBlock if self.remat == "none" else nn.remat(CrossBlock)
+    for i in range(self.depth):
+      one = block(self.heads, eps=self.eps, start=self.start, dtype=self.dtype, name=f"block_{i}")
+      x = layers_lib.batch_sharded(one(x, seen, None if drop is None else drop[i]))
+    return layers_lib.layer_norm("norm", self.eps, self.dtype)(x)
