@@ -37,6 +37,7 @@ def adamw(
   weight_decay: float = 0.05,
   no_decay: tuple[str, ...] = (),
   clip: float = 0.0,
+  limits: tuple = (),
 ) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter 2017, 1711.05101), decay multiplied by the learning rate.
 
@@ -44,11 +45,28 @@ def adamw(
     no_decay: names of parameters that do not decay, besides the one-dimensional ones.
     clip: largest global norm of the gradient; 0 means none. PyTorch divides by norm + 1e-6, as
       here; optax's own clip divides by the norm.
+    limits: (name, low, high) of parameters that are put back between two numbers after each step,
+      such as ("log_scale", 0.0, 4.6052) of CLIP.
   """
   tx = optax.adamw(
     schedule, b1, b2, eps, weight_decay=weight_decay, mask=lambda p: decayed(p, tuple(no_decay))
   )
-  return optax.chain(clip_global_norm(clip), tx) if clip else tx
+  parts = [clip_global_norm(clip)] if clip else []
+  parts += [tx, *(limited(*limit) for limit in limits)]
+  return optax.chain(*parts) if len(parts) > 1 else tx
+
+
+def limited(name: str, low: float, high: float) -> optax.GradientTransformation:
+  """Keeps parameters of a name (the last part of their path) between two numbers: what a step
+  would add is cut. It comes last in a chain."""
+
+  def update(updates, state, params=None):
+    def one(path, u, p):
+      return jnp.clip(p + u, low, high) - p if path[-1].key == name else u
+
+    return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _clipped_trust(schedule: Schedule, trust: float) -> optax.GradientTransformation:

@@ -25,6 +25,8 @@ class Method(NamedTuple):
   # (params, extra, z, batch, rng, step) -> loss, (stats, metrics)                over the batch
   couple: Callable | None = None
   whole: str = ""  # why a batch must not be cut into microbatches; "" where it may
+  # (params, extra, ids [k l]) -> [k d], where encode's "joint" [b d] is: methods that read texts
+  encode_text: Callable | None = None
 
 
 class State(NamedTuple):

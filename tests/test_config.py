@@ -17,7 +17,10 @@ from ssljax import job as job_lib
 from ssljax import main
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-VARIANTS = {"mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain")}
+VARIANTS = {
+  "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
+  "clip_vitb": ("clip", "flip"),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -306,6 +309,8 @@ def ready(path, variant):
     "image": np.broadcast_to(picture, (count, *picture.shape)),
     "label": np.arange(count) % 2,
   }
+  if config["data"]["text"]:
+    source["text"] = np.array(["a picture"] * count)
   splits = dict(source=source, split="train", eval_train="train", eval_test="train")
   return config | {"data": config["data"] | splits}
 

@@ -19,7 +19,7 @@ from ssljax.evals.rank import effective_rank
 from ssljax.step import init_state, train_step
 
 # Where another row runs the same code with another loss, the whole row is for `make test-all`.
-SLOW = ("barlow_twins", "vicreg", "simclr_convnext")
+SLOW = ("barlow_twins", "vicreg", "simclr_convnext", "siglip", "slip", "flip")
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
 DEVICES = (1, 8)
@@ -221,8 +221,12 @@ def test_reconstruction_keeps_what_is_visible(name):
 
 def test_a_missing_key_is_named(name):
   config = tiny.config(name)
-  place = "views" if config["data"].get("views") else "hidden"
+  says = {
+    "text": "data.text is not set", "views": "needs views in the batch",
+    "hidden": "data.hidden is not set",
+  }  # fmt: skip
+  place = next(key for key in says if config["data"].get(key))
   config["data"][place] = None
-  says = "data.hidden is not set" if place == "hidden" else "needs views in the batch"
+  says = says[place]
   with pytest.raises(ValueError, match=says):
     job_lib.assemble(config_lib.complete(config))

@@ -74,6 +74,7 @@ def check_exportable(encoder: Any, to: str) -> None:
   lacks = {
     'positions="relative"': (encoder.positions == "relative", "relative-position bias"),
     'positions="rotary"': (encoder.positions == "rotary", "rotary positions"),
+    'pool="attention"': (encoder.pool == "attention", "such pooling"),
     "pre_norm=True": (encoder.pre_norm, "such norm"),
     f'activation="{encoder.activation}"': (encoder.activation != "gelu", "such activation"),
   }

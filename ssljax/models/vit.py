@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ssljax.models import layers as layers_lib
 from ssljax.models import positions as positions_lib
 from ssljax.models import tokens as tokens_lib
+from ssljax.models.pooling import AttentionPool
 
 # variant -> width, depth, heads, mlp ratio. `g` is the giant of DINOv2 (Oquab et al. 2023,
 # 2304.07193) with a plain MLP: width 1536, depth 40.
@@ -177,7 +178,11 @@ class ViT(nn.Module):
       out["registers"] = x[:, int(self.class_token) : m]
     # float32: a mean over tokens in bfloat16 loses three digits.
     mean = out["patches"].astype(jnp.float32).mean(1)
-    out["pooled"] = out["cls"].astype(jnp.float32) if self.pool == "cls" else mean
+    if self.pool == "attention":
+      kind = (self.heads, self.mlp_ratio, self.eps, self.activation, self.dtype)
+      out["pooled"] = AttentionPool(*kind, name="pool")(x)
+    else:
+      out["pooled"] = out["cls"].astype(jnp.float32) if self.pool == "cls" else mean
     return out
 
 
@@ -213,7 +218,7 @@ def vit(
     patch: size of a patch along each axis; its length is the number of axes of the grid.
     positions: "sincos" (fixed), "learned", "relative" (BEiT's bias table, shared by all blocks),
       "rotary" (DINOv3's, with periods up to `rotary_base` times the picture) or "none".
-    pool: "cls" or "mean": what "pooled" is.
+    pool: what "pooled" is: "cls", the "mean" of the grid's tokens or "attention" (SigLIP's head).
     layer_scale: its starting value; 0 means none.
     qkv_bias: "qkv", "qv" (no bias on keys) or "none".
     pre_norm: a layer norm before the first block (CLIP).
@@ -228,7 +233,7 @@ def vit(
   """
   _choose("variant", variant, VARIANTS)
   _choose("positions", positions, ("sincos", "learned", "relative", "rotary", "none"))
-  _choose("pool", pool, ("cls", "mean"))
+  _choose("pool", pool, ("cls", "mean", "attention"))
   _choose("qkv_bias", qkv_bias, ("qkv", "qv", "none"))
   _choose("activation", activation, layers_lib.ACTIVATIONS)
   _choose("init_kernels", init_kernels, layers_lib.KERNELS)
