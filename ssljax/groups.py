@@ -163,6 +163,19 @@ def unit_columns(words: tuple[str, ...]) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def limited(name: str, low: float, high: float) -> optax.GradientTransformation:
+  """Keeps parameters of a name (the last part of their path) between two numbers: what a step
+  would add is cut. It comes last in a chain."""
+
+  def update(updates, state, params=None):
+    def one(path, u, p):
+      return jnp.clip(p + u, low, high) - p if path[-1].key == name else u
+
+    return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def named_like(params: Any, words: tuple[str, ...], key: str) -> Any:
   """Which leaves have one of these words in their path: params -> a tree of bools; `key` of the
   optimizer is named where none has."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax.groups import Groups, arranged, layered
+from ssljax.groups import Groups, arranged, layered, limited
 from ssljax.schedules import Schedule
 
 # Vectors that PyTorch stores as [1 1 d] or [k 1] and therefore decays under the rule "all but
@@ -47,6 +47,7 @@ def adamw(
   freeze_steps: int = 0,
   freeze_by: str = "gradient",
   unit: tuple[str, ...] = (),
+  limits: tuple = (),
 ) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter 2017, 1711.05101), decay multiplied by the learning rate.
 
@@ -58,6 +59,8 @@ def adamw(
       optax's own clip divides by the norm.
     clip_by: the norm of all ("global"), of each top-level part, such as encoder and head ("part":
       DINOv2), or of each tensor ("tensor": DINO, iBOT).
+    limits: (name, low, high) of parameters that are put back between two numbers after each step,
+      such as ("log_scale", 0.0, 4.6052) of CLIP.
     layer_decay, stem_rate: factors on the rates of the encoder, see `groups.layered`.
     groups, freeze, freeze_steps, freeze_by, unit: see `groups.grouped` and `groups.held`.
   """
@@ -71,7 +74,9 @@ def adamw(
     return tx if layer_decay == stem_rate == 1.0 else optax.chain(tx, factors)
 
   tx = arranged(make, schedule, weight_decay, groups, freeze, freeze_steps, freeze_by, unit)
-  return optax.chain(CLIPS[clip_by](clip), tx) if clip else tx
+  parts = [CLIPS[clip_by](clip)] if clip else []
+  parts += [tx, *(limited(*limit) for limit in limits)]
+  return optax.chain(*parts) if len(parts) > 1 else tx
 
 
 def _clipped_trust(schedule: Schedule, trust: float) -> optax.GradientTransformation:

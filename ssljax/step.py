@@ -28,6 +28,8 @@ class Method(NamedTuple):
   couple: Callable | None = None
   whole: str = ""  # why a batch must not be cut into microbatches; "" where it may
   chance: float = 0.0  # the loss of one that tells nothing apart, log K; 0: none that is known
+  # (params, extra, ids [k l]) -> [k d], where encode's "joint" [b d] is: methods that read texts
+  encode_text: Callable | None = None
 
 
 class State(NamedTuple):

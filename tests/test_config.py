@@ -21,6 +21,7 @@ VARIANTS = {
   "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
   "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
   "data2vec2_vitb": ("vitb16", "vitl16"),
+  "clip_vitb": ("clip", "flip"),
 }  # fmt: skip
 
 
@@ -312,6 +313,8 @@ def ready(path, variant):
     "image": np.broadcast_to(picture, (count, *picture.shape)),
     "label": np.arange(count) % 2,
   }
+  if config["data"]["text"]:
+    source["text"] = np.array(["a picture"] * count)
   splits = dict(source=source, split="train", eval_train="train", eval_test="train")
   return config | {"data": config["data"] | splits}
 

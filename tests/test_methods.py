@@ -22,7 +22,7 @@ from ssljax.step import init_state, train_step
 # Where another row runs the same code with another loss, the whole row is for `make test-all`.
 SLOW = (
   "barlow_twins", "vicreg", "simsiam", "mocov3", "dino_resnet", "ibot", "swav",
-  "stop", "lejepa_resnet", "simclr_convnext",
+  "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
@@ -231,8 +231,12 @@ def test_reconstruction_keeps_what_is_visible(name):
 
 def test_a_missing_key_is_named(name):
   config = tiny.config(name)
-  place = "views" if config["data"].get("views") else "hidden"
+  says = {
+    "text": "data.text is not set", "views": "needs (views|global) in the batch",
+    "hidden": "data.hidden is not set",
+  }  # fmt: skip
+  place = next(key for key in says if config["data"].get(key))
   config["data"][place] = None
-  says = "data.hidden is not set" if place == "hidden" else "needs (views|global) in the batch"
+  says = says[place]
   with pytest.raises(ValueError, match=says):
     job_lib.assemble(config_lib.complete(config))

@@ -92,3 +92,5 @@ def test_errors():
     check_exportable(vit(**TINY), "timm")
   with pytest.raises(ValueError, match='activation="quick_gelu" cannot be exported'):
     check_exportable(vit(activation="quick_gelu"), "timm")
+  with pytest.raises(ValueError, match='pool="attention" cannot be exported'):
+    check_exportable(vit(pool="attention"), "timm")

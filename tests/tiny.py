@@ -17,6 +17,11 @@ TWO_VIEW = dict(
   name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.nt_xent", temperature=0.5),
   projector=(32, 16),
 )  # fmt: skip
+IMAGE_TEXT = dict(
+  name="ssljax.methods.image_text", width=16,
+  text_encoder=dict(name="ssljax.models.text", width=32, depth=1, heads=2),
+)  # fmt: skip
+TEXTS = dict(text=dict(name="ssljax.data.text.captions", length=12, vocabulary=300))
 RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
 NO_CLASS = dict(class_token=False, pool="mean", init_kernels="normal")
 LATENT = dict(
@@ -147,6 +152,20 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     dict(hidden=dict(name="ssljax.data.multiblock.contexts", clones=2)),
   ),
+  "clip": (dict(drop_path=0.1), IMAGE_TEXT, TEXTS),
+  "siglip": (
+    dict(pool="mean"), IMAGE_TEXT | dict(loss="siglip", project="text", scale=10.0), TEXTS
+  ),
+  "slip": (
+    {},
+    IMAGE_TEXT | dict(projector=(32, 16)),
+    TEXTS | dict(views=dict(name="ssljax.data.slip_views", size=(32, 32), scale=(0.6, 1.0))),
+  ),
+  "flip": (
+    dict(pool="mean"),
+    IMAGE_TEXT | dict(name="ssljax.methods.image_text.flip", scale=10.0),
+    TEXTS | dict(hidden=dict(name="ssljax.data.masking.random", ratio=0.5)),
+  ),
 }  # fmt: skip
 
 
@@ -159,13 +178,16 @@ def config(method: str = "mae", **changes: Any) -> dict:
   """A plain config of a tiny run on data in memory; `changes` replace top-level keys, and dicts
   among them are merged one level deep."""
   encoder, spec, data = copy.deepcopy(METHODS[method])
+  source = images(64)
+  if "text" in data:
+    source["text"] = np.array([f"square {i % 4} of shade {i}" for i in range(64)])
   base = dict(
     seed=0,
     total_steps=6,
     batch_size=16,
     encoder=encoder if "name" in encoder else ENCODER | encoder,
     method=spec,
-    data=dict(source=images(64), eval_train="", eval_test="") | data,
+    data=dict(source=source, eval_train="", eval_test="") | data,
     optimizer=dict(name="ssljax.optim.adamw", clip=1.0),
     schedule=dict(name="ssljax.schedules.warmup_cosine", base=1e-2, per=0, warmup_steps=2),
     checkpoint=dict(every=2, keep=2),

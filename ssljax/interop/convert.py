@@ -75,6 +75,7 @@ def check_exportable(encoder: Any, to: str) -> None:
     'positions="relative"': (encoder.positions == "relative", "relative-position bias"),
     'positions="rotary"': (encoder.positions == "rotary", "rotary positions"),
     'norm="post"': (encoder.norm == "post", "norms after the branches"),
+    'pool="attention"': (encoder.pool == "attention", "such pooling"),
     "pre_norm=True": (encoder.pre_norm, "such norm"),
     f'activation="{encoder.activation}"': (encoder.activation != "gelu", "such activation"),
   }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ssljax.models import layers as layers_lib
 from ssljax.models import positions as positions_lib
 from ssljax.models import tokens as tokens_lib
+from ssljax.models.pooling import AttentionPool
 
 # variant -> width, depth, heads, mlp ratio. `g` is the giant of DINOv2 (Oquab et al. 2023,
 # 2304.07193) with a plain MLP: width 1536, depth 40.
@@ -210,7 +211,11 @@ class ViT(nn.Module):
       out["registers"] = x[:, int(self.class_token) : m]
     # float32: a mean over tokens in bfloat16 loses three digits.
     mean = out["patches"].astype(jnp.float32).mean(1)
-    out["pooled"] = out["cls"].astype(jnp.float32) if self.pool == "cls" else mean
+    if self.pool == "attention":
+      kind = (self.heads, self.mlp_ratio, self.eps, self.activation, self.dtype)
+      out["pooled"] = AttentionPool(*kind, name="pool")(x)
+    else:
+      out["pooled"] = out["cls"].astype(jnp.float32) if self.pool == "cls" else mean
     return out
 
 
@@ -255,7 +260,7 @@ def vit(
     positions_size: size of the images that learned positions belong to, (224, 224); () is the one
       size there is. Images of other sizes, such as local views, read them interpolated.
     positions_resize: how: "size", "offset" or "antialias", see `models.positions.interpolation`.
-    pool: "cls" or "mean": what "pooled" is.
+    pool: what "pooled" is: "cls", the "mean" of the grid's tokens or "attention" (SigLIP's head).
     drop_path_rule: "linear" (from 0 in the first block to `drop_path` in the last) or "uniform".
     layer_scale: its starting value; 0 means none.
     norm: "pre" (before each branch, and after the last block) or "post" (after each sum, and before
@@ -279,7 +284,7 @@ def vit(
   _choose("positions_resize", positions_resize, ("size", "offset", "antialias"))
   if positions_size and positions != "learned":
     raise ValueError('encoder.positions_size needs encoder.positions="learned"')
-  _choose("pool", pool, ("cls", "mean"))
+  _choose("pool", pool, ("cls", "mean", "attention"))
   _choose("norm", norm, ("pre", "post"))
   _choose("qkv_bias", qkv_bias, ("qkv", "qv", "none"))
   _choose("activation", activation, layers_lib.ACTIVATIONS)
