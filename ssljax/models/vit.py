@@ -102,13 +102,12 @@ class ViT(nn.Module):
       x = layers_lib.layer_norm("pre_norm", self.eps, self.dtype)(x)
     bias, rotary = self._relative_bias(grid, keep), self._rotary(grid, keep)
     drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0], self.drop_path_rule)
-    wanted = [tuple(range(self.depth)[i] for i in which) for which in (layers, mlp_layers)]
+    layers, mlp_layers = (tuple(range(self.depth)[i] for i in w) for w in (layers, mlp_layers))
     norm = layers_lib.layer_norm("norm", self.eps, self.dtype)
-    if self.norm == "post":  # each block ends in a norm, the first has none before it
-      x, taken = self._stack()(norm(x), drop, bias, *wanted, rotary)
-    else:
-      x, taken = self._stack()(x, drop, bias, *wanted, rotary)
-      x = norm(x)
+    after = self.norm == "post"  # each block ends in a norm, the first has none before it
+    x = norm(x) if after else x
+    x, taken = self._stack()(x, drop, bias, layers, mlp_layers, rotary)
+    x = x if after else norm(x)
     return self._outputs(x) | taken
 
   def _stem(self, patches: jax.Array) -> jax.Array:
