@@ -110,5 +110,5 @@ def test_a_run_without_stop_gradient_collapses_and_says_so(tmp_path, capfd, stop
   if stopped:
     assert not said and last["train/rank"] > 2
   else:
-    assert any("nearly the same" in line or "one direction" in line for line in said)
-    assert len(said) == len(set(said)) and last["train/loss"] < -0.99
+    # Batch norm after the projector keeps the spread: what is left is one direction.
+    assert ["one direction" in line for line in said] == [True] and last["train/rank"] < 1.5

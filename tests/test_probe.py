@@ -38,8 +38,9 @@ def test_the_method_does_not_notice(name, accum):
     assert set(now) - set(before) == {"probe_loss", "probe_top1"}
     for key in set(before) - {"grad_norm"}:
       np.testing.assert_array_equal(now[key], before[key], err_msg=key)
-  probe = with_probe.pop("probe")
-  jax.tree.map(np.testing.assert_array_equal, with_probe, params)
+  probe = with_probe["probe"]
+  rest = {k: v for k, v in with_probe.items() if k != "probe"}
+  jax.tree.map(np.testing.assert_array_equal, rest, params)
   jax.tree.map(np.testing.assert_array_equal, other, extra)
   assert probe["kernel"].shape == (32, 4) and np.abs(probe["kernel"]).min() > 0
   np.testing.assert_allclose(probed[0]["probe_loss"], np.log(4), rtol=1e-6)  # it starts at zero
