@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     name="ssljax.schedules.warmup_cosine", base=1.0, per=256,
     warmup_steps=10 * STEPS_PER_EPOCH, warmup_start=3e-5,
   )  # fmt: skip
-  config.probe = dict(rate=1e-3)
+  config.probe = dict(rate=1e-3, classes=10)
   config.checkpoint = dict(every=500, keep=2)
   config.log = dict(every=20)
   config.eval = dict(

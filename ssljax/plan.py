@@ -67,8 +67,24 @@ def planned_job(config: Mapping, devices: Sequence[Any], **changes: Any) -> Any:
   if whole or (data["views"] or {}).get("size") is None:
     source = job_lib.open_source(config, data["split"])
   else:
-    source = Source(str(data["source"]), 0, None, False, None, None, {}, channels=data["channels"])  # type: ignore[arg-type]
+    # Whether there is something to read labels from decides if batches have them.
+    read = _unread if config["probe"]["rate"] else None
+    source = Source(
+      str(data["source"]),
+      0,
+      None,
+      False,
+      _unread,
+      _unread,
+      {},
+      channels=data["channels"],
+      read=read,
+    )
   return job_lib.assemble(config, mesh=mesh, source=source)
+
+
+def _unread(*unused: Any) -> Any:
+  raise RuntimeError("a plan reads no data")
 
 
 def sizes(job: Any, topology: str) -> dict[str, Any]:

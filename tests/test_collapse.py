@@ -104,7 +104,7 @@ def test_a_run_without_stop_gradient_collapses_and_says_so(tmp_path, capfd, stop
     loss = dict(name=f"{__name__}.attraction")
     config["method"] |= dict(target="unstopped", loss=loss)
   config["optimizer"] = dict(name="ssljax.optim.sgd", groups=dict(predictor=dict(hold=0)))
-  config["schedule"] = dict(name="ssljax.schedules.warmup_cosine", base=0.1, per=0)
+  config["schedule"] = dict(name="ssljax.schedules.warmup_cosine", base=0.3, per=0)
   last = train.run(config, tmp_path)
   said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("collapse?")]
   if stopped:

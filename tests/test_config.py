@@ -65,9 +65,9 @@ def test_every_default_comes_from_a_signature():
   assert full["encoder"]["variant"] == "B" and full["encoder"]["width"] == 32
   assert full["optimizer"] == {
     "name": "ssljax.optim.adamw", "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.05,
-    "no_decay": (), "clip": 1.0, "clip_by": "global", "layer_decay": 1.0, "stem_rate": 1.0,
-    "freeze": (), "freeze_steps": 0,
-    "freeze_by": "gradient", "unit": (),
+    "no_decay": (), "decay_vectors": False, "clip": 1.0, "clip_by": "global", "layer_decay": 1.0,
+    "stem_rate": 1.0, "groups": None, "freeze": (), "freeze_steps": 0, "freeze_by": "gradient",
+    "unit": (), "limits": (),
   }  # fmt: skip
   assert full["method"]["teacher_momentum"] == 0.9998  # a default that is no literal type hint
   assert full["data"]["max_pixels"] and full["data"]["hidden"]["rounding"] == "keep_floor"

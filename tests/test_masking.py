@@ -106,7 +106,7 @@ def test_view_blocks_have_ibots_statistics():
   released sampler reaches 57.6; never more than is asked for."""
   draws = np.arange(1500)
   sampler = masking.view_blocks((14, 14))
-  assert sampler.count == 98 and sampler.shape == (2, 196)
+  assert sampler.count == 98 and sampler.shapes() == {"hidden": ((2, 196), "bool")}
   hidden = sampler.draw(0, 0, draws)
   assert hidden.shape == (1500, 2, 196) and hidden.dtype == bool
   counts = hidden.sum(-1)

@@ -55,8 +55,17 @@ def test_accumulated_it_learns_the_same(name):
   np.testing.assert_allclose(params["probe"]["kernel"], other["probe"]["kernel"], atol=1e-3)
 
 
+def tinted(count: int = 64) -> dict[str, np.ndarray]:
+  """Noise, red, green, blue or neither by class: what pooled features of any encoder tell apart."""
+  rng = np.random.default_rng(0)
+  label = np.arange(count, dtype=np.int32) % 4
+  tints = np.array([[120, 0, 0], [0, 120, 0], [0, 0, 120], [0, 0, 0]], np.uint8)
+  image = rng.integers(0, 80, (count, 32, 32, 3), dtype=np.uint8) + tints[label][:, None, None]
+  return {"image": image, "label": label}
+
+
 def test_a_run_learns_reports_and_goes_on_to_the_last_bit(tmp_path):
-  data = dict(eval_train="train[:48]", eval_test="train[48:]")
+  data = dict(source=tinted(), eval_train="train[:48]", eval_test="train[48:]")
   knn = dict(name="ssljax.evals.knn", k=(1,))
   config = tiny.config("mae", total_steps=30, probe=PROBE, data=data)
   config |= dict(checkpoint=dict(every=15, keep=2), eval=dict(every=30, figures=False, knn=knn))
