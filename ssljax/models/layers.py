@@ -92,6 +92,23 @@ def cudnn_can(q: jax.Array, bias: jax.Array | None) -> bool:
   return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
+def token_dot(x: jax.Array, kernel: jax.Array, *given: Any, **options: Any) -> jax.Array:
+  """`dot_general` of a linear layer, [… d] and [d e] -> [… e], on a CPU as one flat product.
+
+  The gradient of a kernel that meets [b n d] contracts two axes, for which XLA's CPU backend writes
+  the transpose of x to memory first, 8 % of ViT-S's step; of [b·n d] it reads x as it lies.
+  """
+  if compiled_platform() != "cpu":
+    return jax.lax.dot_general(x, kernel, *given, **options)
+  flat = x.reshape(-1, x.shape[-1])
+  y = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
+  return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+# The linear layer of everything that sees tokens.
+linear = functools.partial(nn.Dense, dot_general=token_dot)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention: [b n d] -> [b n d], softmax scale 1/sqrt(d/heads).
 
@@ -106,7 +123,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, attention_bias: jax.Array | None = None) -> jax.Array:
     b, n, d = x.shape
-    qkv = nn.Dense(
+    qkv = linear(
       3 * d, use_bias=self.bias == "qkv", kernel_init=self.kernel, dtype=self.dtype, name="qkv"
     )(x)
     if self.bias == "qv":
@@ -118,7 +135,7 @@ class Attention(nn.Module):
     if attention_bias is not None:
       attention_bias = attention_bias[None].astype(q.dtype)
     x = attend(q, k, v, attention_bias).reshape(b, n, d)
-    return nn.Dense(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
+    return linear(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
 
 
 class Mlp(nn.Module):
@@ -130,7 +147,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(nn.Dense, kernel_init=self.kernel, dtype=self.dtype)
+    dense = functools.partial(linear, kernel_init=self.kernel, dtype=self.dtype)
     y = nn.gelu(batch_sharded(dense(self.hidden, name="fc1")(x), tensor=2), approximate=False)
     return dense(x.shape[-1], name="fc2")(y)
 

@@ -98,7 +98,7 @@ class ViT(nn.Module):
     # would count the patch area and make it ten times too small. MAE alone leaves the bias of that
     # convolution at its framework's default; BEiT and its children set it to zero.
     bias = layers_lib.uniform_bias(patches.shape[-1])
-    return nn.Dense(
+    return layers_lib.linear(
       self.width,
       kernel_init=layers_lib.KERNELS[self.init_kernels],
       bias_init=bias if self.init_kernels == "xavier" else nn.initializers.zeros,
