@@ -116,7 +116,7 @@ class ViT(nn.Module):
     # convolution at its framework's default; BEiT and its children set it to zero.
     bias = layers_lib.uniform_bias(patches.shape[-1])
     start = self.init_stem or self.init_kernels
-    return nn.Dense(
+    return layers_lib.linear(
       self.width,
       kernel_init=layers_lib.KERNELS[start],
       bias_init=bias if start in ("xavier", "torch") else nn.initializers.zeros,
