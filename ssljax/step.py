@@ -14,7 +14,7 @@ class Method(NamedTuple):
   init: Callable  # (rng, batch) -> params, extra                works on shapes alone
   loss: Callable  # (params, extra, batch, rng, step) -> loss, (stats, metrics)    extra read-only
   # … where stats["rows"]["pooled"] [b d] are the encoder's features in this step, of several views
-  # those of the first: `combine.with_probe` reads them.
+  # those of the first, the teacher's where it alone sees whole examples: for `combine.with_probe`.
   update: Callable  # (params, extra, stats, step) -> extra      once per optimizer step
   encode: Callable  # (params, extra, batch, layers=()) -> {"pooled": [b d], …}    evaluation mode
   # (params, extra, batch, rng, step) -> pictures [b h w c] of what the method predicts, visible

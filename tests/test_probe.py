@@ -46,6 +46,13 @@ def test_the_method_does_not_notice(name, accum):
   np.testing.assert_allclose(probed[0]["probe_loss"], np.log(4), rtol=1e-6)  # it starts at zero
 
 
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_every_method_offers_its_features(name):
+  config = tiny.config(name, mesh=dict(devices=1), probe=PROBE)
+  built = job_lib.assemble(config_lib.complete(config))
+  assert built.state.params["probe"]["bias"].shape == (4,)
+
+
 @pytest.mark.parametrize("name", ["mae", "byol"])
 def test_accumulated_it_learns_the_same(name):
   one, (params, _) = trained(name, 1, 1e-2)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # CIFAR-10's first 10,000 training pictures, judged on 2,000 others; Fashion-MNIST's likewise.
-STEPS, BATCH = 800, 128
+STEPS, BATCH = 400, 128
 DATA: dict[str, dict] = {
   "cifar10": dict(
     query="", side=32, test="train[48000:50000]",
@@ -29,13 +29,21 @@ RESNET = dict(
 )  # fmt: skip
 VIT = dict(
   encoder=dict(
-    name="ssljax.models.vit", width=96, depth=4, heads=3, patch=(4, 4), pool="mean"
+    name="ssljax.models.vit", width=64, depth=4, heads=2, patch=(4, 4), pool="mean"
   ),
   optimizer=dict(name="ssljax.optim.adamw", b2=0.95, weight_decay=0.05),
   schedule=dict(base=1e-3),
 )  # fmt: skip
 PAIR = dict(name="ssljax.data.views.two_views", jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0))
 CROP = dict(name="ssljax.data.views.crop_flip", scale=(0.2, 1.0))
+CROPS = dict(
+  name="ssljax.data.views.multi_crop", scale=(0.2, 1.0), local_views=0,
+  jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
+)  # fmt: skip
+LOCAL = CROPS | dict(scale=(0.4, 1.0), local_views=2, local_size=(16, 16), local_scale=(0.1, 0.4))
+LEARNED = dict(
+  pool="cls", positions="learned", positions_size=(32, 32), positions_resize="offset"
+)  # fmt: skip
 
 
 def two_view(loss: str, projector: tuple, arguments: Mapping = {}, **given: Any) -> dict:
@@ -52,6 +60,30 @@ def masked(hidden: dict, **given: Any) -> dict:
   where = dict(hidden, name=f"ssljax.data.masking.{hidden['name']}")
   method = dict(name="ssljax.methods.masked", **given)
   return dict(method=method, data=dict(views=CROP, hidden=where))
+
+
+def family(name: str, data: Mapping, **given: Any) -> dict:
+  """A method of any other family, and what is different in `data`."""
+  return dict(method=dict(name=f"ssljax.methods.{name}", **given), data=dict(data))
+
+
+def dino(**given: Any) -> dict:
+  """Self-distillation between crops."""
+  hidden = dict(name="ssljax.data.masking.view_blocks", ratio=(0.1, 0.5), min_area=4)
+  data = dict(views=LOCAL) | (dict(hidden=hidden) if "patch_weight" in given else {})
+  return family(
+    "self_distillation", data, prototypes=1024, head_hidden=256, head_bottleneck=64,
+    head_gain="trained", momentum=dict(schedule="cosine", start=0.99, end=1.0), **given,
+  ) | dict(encoder=LEARNED, optimizer=dict(clip=3.0, clip_by="tensor"))  # fmt: skip
+
+
+def latent(hidden: str, **given: Any) -> dict:
+  """Prediction of a teacher's features."""
+  data = dict(views=CROP, hidden=dict(name=f"ssljax.data.multiblock{hidden}"))
+  return family(
+    "latent_prediction", data,
+    teacher_momentum=dict(schedule="linear", start=0.99, end=1.0), **given,
+  )  # fmt: skip
 
 
 TEACHER = dict(target="teacher", momentum=dict(schedule="cosine", start=0.99, end=1.0))
@@ -79,7 +111,7 @@ METHODS: dict[str, tuple[dict, dict]] = {
     projector_last="plain", projector_bias="none", predictor=(256, 128), predictor_last="plain",
     predictor_bias="none", **TEACHER,
   )),
-  "byol": (RESNET, two_view(
+  "byol": (VIT, two_view(
     "normalized_l2", (512, 128), loss_scale=1.0, predictor=(512, 128), **TEACHER,
   )),
   "simsiam": (RESNET, two_view(
@@ -88,11 +120,39 @@ METHODS: dict[str, tuple[dict, dict]] = {
   ) | dict(
     schedule=dict(warmup_steps=0), optimizer=dict(groups=dict(predictor=dict(hold=0)))
   )),
-  "barlow_twins": (RESNET, two_view(
+  "barlow_twins": (VIT, two_view(
     "barlow_twins", (512, 512), dict(redundancy_weight=0.005), projector_bias="none",
     loss_scale=0.1,
   )),
   "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
+  "swav": (RESNET, family(
+    "swav", dict(views=CROPS), projector=(256, 128), prototypes=256,
+  )),
+  "dino": (VIT, dino()),
+  "ibot": (VIT, dino(patch_weight=1.0, patch_center="all")),
+  "dinov2": (VIT, dino(
+    patch_weight=1.0, patch_head="separate", balance="sinkhorn", koleo_weight=0.1,
+  )),
+  "ijepa": (VIT, latent("", predictor_width=32, predictor_depth=2) | dict(
+    encoder=dict(class_token=False, init_kernels="normal")
+  )),
+  "data2vec2": (VIT, latent(
+    ".contexts", predictor="convolution", predictor_width=64, predictor_depth=2,
+    predictor_groups=16, noise=0.01, target_layers=3, loss="l2", class_weight=0.1,
+    evaluate="student",
+  ) | dict(encoder=dict(norm="post", init_kernels="normal"), optimizer=dict(clip=4.0))),
+  "capi": (VIT, family(
+    "capi",
+    dict(views=CROP, hidden=dict(name="ssljax.data.multiblock.rolled", ratio=0.65, predict=0.2)),
+    clusters=256, predictor_depth=2, teacher_rate=0.01, teacher_warmup=40,
+  ) | dict(
+    encoder=dict(class_token=False, registers=2),
+    optimizer=dict(groups=dict(clustering=dict(factor=0.5, weight_decay=0.01, decay_vectors=True))),
+  )),
+  "lejepa": (VIT, family(
+    "lejepa", dict(views=CROPS | dict(local_views=2, local_size=(32, 32), local_scale=(0.2, 1.0))),
+    views=("global", "local"), projector=(256, 256, 16), weight=0.02, directions=256, center="all",
+  )),
 }  # fmt: skip
 FASHION = ("mae", "simclr", "byol", "simsiam")
 
@@ -114,7 +174,7 @@ def config(method: str, data: str, file: str, seed: int, steps: int = STEPS) -> 
       views=dict(size=size),
     ),
     probe=dict(rate=1e-3),
-    checkpoint=dict(every=200, keep=2),
+    checkpoint=dict(every=100, keep=2),
     log=dict(every=20, tensorboard=False),
     eval=dict(
       every=steps, figures=False, heldout=False, batch_size=500,

@@ -12,6 +12,7 @@ are measured once for each encoder, set of pictures and seed.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -26,7 +27,10 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import methods  # noqa: E402
 
 SCORES = {"k-NN": "knn_k20_T0.1/top1", "linear": "linear/top1"}
-COLUMNS = ("method", "encoder", "k-NN", "linear", "rank", "images/s", "seeds")
+COLUMNS = (
+  "method", "encoder", "k-NN", "untrained k-NN", "linear", "untrained linear", "rank", "images/s",
+  "seeds",
+)  # fmt: skip
 
 
 def train(method: str, data: str, file: str, seed: int, steps: int, workdir: pathlib.Path) -> None:
@@ -76,8 +80,9 @@ def run_all(flags: argparse.Namespace) -> bool:
 def run_one(flags, name: str, data: str, file: str, seed: int, workdir: pathlib.Path) -> bool:
   """A process for one run, which shares the baselines of its encoder; -> whether it ended well."""
   workdir.mkdir(parents=True, exist_ok=True)
-  encoder = methods.config(name, data, file, seed)["encoder"]["name"].rpartition(".")[2]
-  shared = flags.workdirs / f"baselines_{data}_{encoder}_{seed}.json"
+  encoder = json.dumps(methods.config(name, data, file, seed)["encoder"], sort_keys=True)
+  digest = hashlib.sha256(encoder.encode()).hexdigest()[:8]
+  shared = flags.workdirs / f"baselines_{data}_{digest}_{seed}.json"
   if shared.exists() and not (workdir / "baselines.json").exists():
     shutil.copy(shared, workdir / "baselines.json")
   command = [sys.executable, __file__, "--one", name, data, file, str(seed), str(workdir)]
@@ -107,16 +112,17 @@ def row(folders: list[pathlib.Path]) -> dict[str, str]:
     return form.format(statistics.mean(values)) + spread
 
   scores = {name: text(f"eval/{key}", 100) for name, key in SCORES.items()}
-  encoder = config["encoder"]["name"].rpartition(".")[2]
   return scores | {
-    "encoder": encoder, "rank": text("eval/rank/effective"), "seeds": str(len(folders)),
+    "encoder": config["encoder"]["name"].rpartition(".")[2], "seeds": str(len(folders)),
+    "rank": text("eval/rank/effective"),
     "images/s": text("throughput/images_per_sec", form="{:.0f}"),
-  } | {f"{base} {name}": text(f"eval/{base}/{key}", 100) for name, key in SCORES.items()
-       for base in ("baseline_random", "baseline_pixels")}  # fmt: skip
+  } | {f"{name} {score}": text(f"eval/{kind}/{key}", 100) for score, key in SCORES.items()
+       for kind, name in (("baseline_random", "untrained"), ("baseline_pixels", "pixels"))
+  }  # fmt: skip
 
 
 def table(results: pathlib.Path) -> str:
-  """Markdown: a line for each method, after those of raw pixels and the untrained encoders."""
+  """Markdown: a line for each method, after that of raw pixels."""
   rows = {}
   for name in [*methods.METHODS, *(f"fashion_{name}" for name in methods.FASHION)]:
     folders = sorted(f for f in results.glob(f"{name}_[0-9]*") if finished(f))
@@ -127,13 +133,10 @@ def table(results: pathlib.Path) -> str:
     here = {n: r for n, r in rows.items() if n.startswith("fashion_") == (data == "fashion")}
     if not here:
       continue
-    base = {}
-    for found in here.values():
-      for kind, name in (("pixels", "raw pixels"), ("random", f"untrained {found['encoder']}")):
-        scores = {s: found[f"baseline_{kind} {s}"] for s in SCORES}
-        base[name] = scores | {"encoder": "–" if kind == "pixels" else found["encoder"]}
+    first = next(iter(here.values()))
+    raw = {"raw pixels": {score: first[f"pixels {score}"] for score in SCORES}}
     lines += [f"\n## {data}\n", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for name, found in (base | here).items():
+    for name, found in (raw | here).items():
       cells = {"method": name.removeprefix("fashion_")} | found
       lines.append("| " + " | ".join(cells.get(column, "–") for column in COLUMNS) + " |")
   return "\n".join(lines).strip() + "\n"

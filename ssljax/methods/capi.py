@@ -14,6 +14,7 @@ from ssljax import collapse, losses, schedules
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import Prototypes, unit
 from ssljax.models.predictors import CrossPredictor
+from ssljax.models.views import evaluated
 from ssljax.step import Method, coupled, example_keys
 
 
@@ -93,7 +94,8 @@ def capi(
     args = seen, encoder.grid(x.shape[1:-1]), context, places, keys[:, 1]
     pred = predictor.apply({"params": params["predictor"]}, *args)
     taught = encoder.apply({"params": extra["teacher"]["encoder"]}, x)["patches"]
-    return {"student": pred, "teacher": jax.lax.stop_gradient(taught)}, {}
+    pooled = jax.lax.stop_gradient(taught.astype(jnp.float32).mean(1))
+    return {"student": pred, "teacher": jax.lax.stop_gradient(taught)}, {"rows": {"pooled": pooled}}
 
   def couple(params, extra, z, batch, rng, step):
     taught = jax.lax.stop_gradient(z["teacher"])
@@ -120,9 +122,7 @@ def capi(
 
   def encode(params, extra, batch, layers=()):
     weights = (extra["teacher"] if evaluate == "teacher" else params)["encoder"]
-    out = encoder.apply({"params": weights}, batch["image"], layers=layers)
-    out.pop("tokens")
-    return out | {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
+    return evaluated(encoder, weights, {}, batch["image"], layers)
 
   needs = ("image", "context", "targets", "index")
   return Method(init, coupled(embed, couple), update, encode, None, needs, embed, couple)

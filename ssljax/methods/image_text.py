@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ssljax import collapse, losses
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import Projector
+from ssljax.models.views import evaluated
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {"loss": ("clip", "siglip"), "project": ("both", "text")}
@@ -140,7 +141,7 @@ def _pairs(
       flat = batch["views"].reshape(2 * b, *batch["views"].shape[2:])
       out = encoder.apply(variables, flat, keys=keys[:, 1:].reshape(2 * b))
       z["views"] = out["pooled"].reshape(b, 2, -1)
-    return z, {}
+    return z, {"rows": {"pooled": jax.lax.stop_gradient(pooled)}}
 
   def couple(params, extra, z, batch, rng, step):
     factor = jnp.exp(params["log_scale"])
@@ -166,10 +167,8 @@ def _pairs(
     return extra | {"stats": stats["mean"]} if projector else extra
 
   def encode(params, extra, batch, layers=()):
-    out = encoder.apply({"params": params["encoder"]}, batch["image"], layers=layers)
-    out.pop("tokens", None)
-    taken = {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
-    return out | taken | {"joint": common(params, "image_projection", out["pooled"])}
+    out = evaluated(encoder, params["encoder"], {}, batch["image"], layers)
+    return out | {"joint": common(params, "image_projection", out["pooled"])}
 
   needs = ("image", "text", *(("views",) if projector else ()), "index")
   needs += ("hidden",) if hidden_count else ()

@@ -18,6 +18,7 @@ import optax
 from ssljax import collapse, losses, schedules, targets
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.predictors import GridPredictor, PlacePredictor
+from ssljax.models.views import evaluated
 from ssljax.step import Method, example_keys
 
 LOSSES: dict[str, Callable] = {
@@ -134,7 +135,8 @@ def latent_prediction(
     if class_weight:
       mean = jnp.broadcast_to(wanted.mean(1, keepdims=True), first.shape)
       value += class_weight * loss_fn(first, mean).mean()
-    return loss_scale * value, ({}, collapse.features(pooled))
+    rows = {"pooled": jax.lax.stop_gradient(pooled)}
+    return loss_scale * value, ({"rows": rows}, collapse.features(pooled))
 
   def update(params, extra, stats, step):
     online = {"encoder": params["encoder"]}
@@ -142,9 +144,7 @@ def latent_prediction(
 
   def encode(params, extra, batch, layers=()):
     weights = (extra["teacher"] if evaluate == "teacher" else params)["encoder"]
-    out = encoder.apply({"params": weights}, batch["image"], layers=layers)
-    out.pop("tokens")
-    return out | {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
+    return evaluated(encoder, weights, {}, batch["image"], layers)
 
   needs = ("image", "context", "targets", "index")
   return Method(init, loss_and_stats, update, encode, None, needs)

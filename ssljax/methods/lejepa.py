@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from ssljax import collapse, losses
 from ssljax.models.heads import Projector
+from ssljax.models.norms import with_statistics
+from ssljax.models.views import evaluated, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {"center": ("all", "first"), "batch_norm": ("global", "microbatch")}
@@ -70,14 +72,14 @@ def lejepa(
     for leaf, end, v in zip(views, itertools.accumulate(counts), counts):
       # (b v): nothing moves between devices.
       x, k = (a.reshape(-1, *a.shape[2:]) for a in (batch[leaf], keys[:, end - v : end]))
-      out, stats = _train(encoder, params["encoder"], stats, x, keys=k)
+      out, stats = with_statistics(encoder, params["encoder"], stats, x, keys=k)
       pooled.append(out["pooled"].reshape(-1, v, out["pooled"].shape[-1]))
-    mean = {"stats/encoder": stats}
-    return jnp.concatenate(pooled, axis=1), {"mean": jax.lax.stop_gradient(mean)}
+    kept = {"mean": {"stats/encoder": stats}, "rows": {"pooled": pooled[0][:, 0]}}
+    return jnp.concatenate(pooled, axis=1), jax.lax.stop_gradient(kept)
 
   def couple(params, extra, z, batch, rng, step):
     own = params["projector"], _stats(extra, "projector")
-    projected, stats = _train(head, *own, z, train=True)
+    projected, stats = with_statistics(head, *own, z, train=True)
     first = batch[views[0]].shape[1] if center == "first" else None
     key = jax.random.fold_in(rng, zlib.crc32(b"directions"))
     value, parts = losses.lejepa(projected, key, weight, first, directions)
@@ -89,17 +91,9 @@ def lejepa(
 
   def encode(params, extra, batch, layers=()):
     stats = _stats(extra, "encoder")
-    variables = {"params": params["encoder"]} | ({"batch_stats": stats} if stats else {})
-    out = encoder.apply(variables, batch["image"], layers=layers)
-    out.pop("tokens", None)
-    return out | {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
+    return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
 
-  whole = ""
-  if getattr(encoder, "batch_norm", False) and batch_norm == "global":
-    whole = (
-      "the encoder's batch norm sees the whole batch;"
-      ' method.batch_norm="microbatch" gives each microbatch its own statistics'
-    )
+  whole = why_whole(encoder, batch_norm)
   needs = (*views, "index")
   return Method(init, coupled(embed, couple), update, encode, None, needs, embed, couple, whole)
 
@@ -107,13 +101,6 @@ def lejepa(
 def _stats(extra, name: str) -> Any:
   """Running statistics of a part: {} where it has none, which a checkpoint does not keep."""
   return extra.get("stats", {}).get(name, {})
-
-
-def _train(module, params, stats, x, **given) -> tuple[Any, Any]:
-  """A module in training mode -> its output and its running statistics after this batch."""
-  variables = {"params": params} | ({"batch_stats": stats} if stats else {})
-  out, new = module.apply(variables, x, **given, mutable=["batch_stats"])
-  return out, new.get("batch_stats", stats)
 
 
 def _check(given: dict[str, str], batch_size: int) -> None:

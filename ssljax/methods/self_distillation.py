@@ -142,7 +142,7 @@ def self_distillation(
       whole = balance == "center" and patch_center == "all"
       z["teacher_patches"] = taught["patches"] if whole else _take(taught["patches"], places)
     mean = {"stats/encoder": stats, "teacher_stats/encoder": teacher_stats}
-    return z, {"mean": jax.lax.stop_gradient(mean)}
+    return z, jax.lax.stop_gradient({"mean": mean, "rows": {"pooled": pooled[:, 0]}})
 
   def couple(params, extra, z, batch, rng, step):
     mean: dict[str, Any] = {}

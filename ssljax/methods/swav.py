@@ -80,7 +80,8 @@ def swav(
     keys = view_keys(example_keys(rng, batch["index"]), batch)
     own = params["encoder"], _stats(extra, "encoder")
     pooled, _, stats = see_all(encoder, *own, batch, keys)
-    return pooled, {"mean": jax.lax.stop_gradient({"encoder": stats})}
+    kept = {"mean": {"encoder": stats}, "rows": {"pooled": pooled[:, 0]}}
+    return pooled, jax.lax.stop_gradient(kept)
 
   def couple(params, extra, z, batch, rng, step):
     given = params["projector"], _stats(extra, "projector")
