@@ -22,7 +22,8 @@ DATA: dict[str, dict] = {
 }  # fmt: skip
 RESNET = dict(
   encoder=dict(
-    name="ssljax.models.resnet", variant="18", stem="cifar", width=16, zero_init=False
+    name="ssljax.models.resnet", variant="18", stem="cifar", width=16, blocks=(1, 1, 1, 1),
+    zero_init=False,
   ),
   optimizer=dict(name="ssljax.optim.sgd", weight_decay=5e-4),
   schedule=dict(base=0.06),
