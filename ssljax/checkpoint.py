@@ -1,4 +1,5 @@
-"""Checkpoints of a run: saved in the background, checked on the way back. All orbax calls are here.
+"""Checkpoints of a run: saved in the background, checked on the way back. All orbax calls are here
+and in `checkpoint_read.py`.
 
 On disk: `<directory>/<step>/state` (arrays under flat names, see `leaves.py`) and
 `<directory>/<step>/manifest` (JSON: shape, type and checksum of every leaf, and `meta`).
@@ -15,16 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
 from ssljax import leaves
+from ssljax.checkpoint_read import FORMAT, alike, read_manifest, read_parts, read_state
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
 _ASIDE = "damaged_"  # prefix of a damaged step that a restore moved out of the way
 
 
@@ -51,6 +50,8 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
+    for name in ("absl", "asyncio"):
+      logging.getLogger(name).addFilter(_not_told_twice)
     self._scores.clear()  # a step that was set aside takes its score with it
     self._scores.update(_scores(self.directory))
     options = ocp.CheckpointManagerOptions(
@@ -81,7 +82,7 @@ class Checkpoints:
       return False
     arrays, entries = leaves.describe(state)
     score = float(score) if score is not None and math.isfinite(score) else None
-    notes = {"format": _FORMAT, "step": step, "score": score, "leaves": entries, "meta": meta}
+    notes = {"format": FORMAT, "step": step, "score": score, "leaves": entries, "meta": meta}
     manifest = leaves.sign(notes)
     if score is not None:
       self._scores[step] = score
@@ -103,9 +104,9 @@ class Checkpoints:
     self.wait()
 
     def read(path):
-      manifest = _alike(lambda: _read_manifest(path))
+      manifest = alike(lambda: read_manifest(path))
       leaves.check_fit(manifest["leaves"], abstract_state)
-      return _read_state(path, manifest["leaves"], abstract_state), manifest["meta"]
+      return read_state(path, manifest["leaves"], abstract_state), manifest["meta"]
 
     found, bad = _newest_good(self.directory, read, self._log)
     if found and bad:
@@ -188,8 +189,8 @@ def load(
     raise ValueError(f"no checkpoint of step {step} in {root}; there are {steps}")
 
   def read(path):
-    manifest = _read_manifest(path)
-    return _read_parts(path, manifest["leaves"], parts), manifest["meta"]
+    manifest = read_manifest(path)
+    return read_parts(path, manifest["leaves"], parts), manifest["meta"]
 
   found, _ = _newest_good(root, read, log, None if step is None else [step])
   good, (tree, meta) = found
@@ -234,6 +235,14 @@ def _newest_good(root, read, log, steps=None):
   return None, []
 
 
+def _not_told_twice(record: logging.LogRecord) -> bool:
+  """Orbax's threads and tensorstore's writes log what fails, each with a traceback, before it is
+  raised: `_guard` and `log` tell it in a line."""
+  if not record.exc_info or os.environ.get("SSLJAX_TRACEBACK"):
+    return True
+  return not ("orbax" in record.pathname or "Error writing" in str(record.exc_info[1]))
+
+
 def _reason(error: BaseException) -> str:
   while error.__cause__ is not None:  # what tensorstore said is inside what orbax says
     error = error.__cause__
@@ -258,7 +267,7 @@ def _scores(root: epath.Path) -> dict[int, float]:
   scores: dict[int, float] = {}
   for step in _steps(root):
     try:
-      score = _read_manifest(root / str(step)).get("score")
+      score = read_manifest(root / str(step)).get("score")
     except Exception as error:
       _log.info("no score of step %d: %s", step, _reason(error))
     else:
@@ -270,77 +279,3 @@ def _steps(root: epath.Path) -> list[int]:
   if not root.is_dir():
     return []
   return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
-
-
-# Reading
-
-
-def _alike(read: Callable[[], Any]) -> Any:
-  """What `read` gives where it succeeds in every process; an error in all where it fails in one, so
-  that all go on from the same step."""
-  if jax.process_count() == 1:
-    return read()
-  found, failure = None, None
-  try:
-    found = read()
-  except Exception as error:
-    failure = error
-  failed = multihost_utils.process_allgather(np.int32(failure is not None))
-  if failure is not None:
-    raise failure
-  if failed.any():
-    raise OSError(f"process {int(failed.argmax())} cannot read it")
-  return found
-
-
-def _read_manifest(path: epath.Path) -> dict:
-  manifest = leaves.unsign(_restore(path, manifest=ocp.args.JsonRestore())["manifest"])
-  if manifest["format"] > _FORMAT:
-    raise ValueError(f"format {manifest['format']} is newer than this version of ssljax reads")
-  return manifest
-
-
-def _read_state(path: epath.Path, entries: dict[str, dict], abstract_state: Any) -> Any:
-  default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  asked = {}
-  for name, leaf in leaves.named(abstract_state).items():
-    sharding = getattr(leaf, "sharding", None) or default
-    if leaves.is_key(leaf):  # the data of a key has one more axis, which its sharding need not name
-      leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    asked[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  whole = {name: leaf for name, leaf in asked.items() if leaf.size}
-  args = ocp.checkpoint_utils.construct_restore_args(whole)
-  read = _alike(lambda: _restore_arrays(path, whole, args))
-  leaves.check_sums(entries, read)
-  for name, leaf in asked.items():
-    array = read[name] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    asked[name] = leaves.undescribe(array, entries[name])
-  return jax.tree.unflatten(jax.tree.structure(abstract_state), asked.values())
-
-
-def _read_parts(path: epath.Path, entries: dict[str, dict], parts: Sequence[str]) -> dict[str, Any]:
-  entries = {name: entry for name, entry in entries.items() if name.split("/")[0] in parts}
-  whole = {name: entry for name, entry in entries.items() if "sum" in entry}
-  item = {name: jax.ShapeDtypeStruct(entry["shape"], np.uint8) for name, entry in whole.items()}
-  # With no type given, orbax returns the type on disk; uint8 above is only a placeholder.
-  args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in whole}
-  read = _restore_arrays(path, item, args) if whole else {}
-  leaves.check_sums(entries, read)
-  for name, entry in entries.items():
-    array = read[name] if name in read else np.zeros(entry["shape"], jnp.dtype(entry["dtype"]))
-    read[name] = leaves.undescribe(array, entry)
-  return {part: {} for part in parts} | leaves.nested(read)
-
-
-def _restore_arrays(path: epath.Path, item: dict, restore_args: dict) -> dict[str, Any]:
-  args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-  return _restore(path, state=args)["state"]
-
-
-def _restore(path: epath.Path, **args: Any) -> Any:
-  # Each process reads for itself: one that fails must not leave the others at a barrier.
-  me = jax.process_index()
-  alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-  handler = ocp.CompositeCheckpointHandler()
-  with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-    return reader.restore(path, args=ocp.args.Composite(**args))

@@ -2,23 +2,21 @@
 
 A component is `dict(name="dotted.path", **arguments)`. The path of a module stands for the function
 of the same name in it: "ssljax.methods.masked" is `ssljax.methods.masked.masked`. Its positional
-parameters without a default (and `dtype`, which is one key for the whole run) are given by the run,
-the others are the config's.
+parameters without a default (and `dtype`, which is one key for the whole run, and `hidden_count`,
+which follows from data.hidden) are given by the run, the others are the config's.
 """
 
 import ast
-import difflib
 import functools
-import importlib
 import inspect
 import json
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ssljax import schedules
+from ssljax.names import nearest, resolve
 
-GIVEN = ("dtype",)
+GIVEN = ("dtype", "hidden_count")
 REQUIRED = ("total_steps", "batch_size", "method", "encoder", "data")
 DEFAULTS: dict[str, Any] = {
   "seed": 0,
@@ -38,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "views": None,
     "eval_views": None,
     "hidden": None,
+    "text": None,
     "views_on": "host",  # or "device": made inside the step
     "hidden_on": "host",
     "canvas": None,  # (height, width) the host brings images to, where the step makes the views
@@ -45,19 +44,15 @@ DEFAULTS: dict[str, Any] = {
     "workers": 0,  # threads that decode; 0 lets tf.data choose
     "max_pixels": 100_000_000,
   },
+  # A linear probe that learns along: its rate, 0 is none; classes, 0 counts them in the labels.
+  "probe": {"rate": 0.0, "classes": 0},
   "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},
   "log": {"every": 10, "tensorboard": True, "watchdog": 1800.0},  # seconds for a step; 0: any time
   "eval": {"every": 0, "batch_size": 0, "heldout": True, "figures": True, "best": ""},
   "mesh": {"devices": 0, "state": "replicated", "min_size": 65536, "replica": 1, "tensor": 1},
 }
 COMPONENTS = ("method", "encoder", "optimizer", "schedule")
-# Where ssljax keeps them: what a misspelt name is compared with.
-HOMES = {
-  "method": "ssljax.methods", "encoder": "ssljax.models", "optimizer": "ssljax.optim",
-  "schedule": "ssljax.schedules", "eval": "ssljax.evals", "data": "ssljax.data.views",
-  "method.loss": "ssljax.losses",
-}  # fmt: skip
-SECTIONS = (*COMPONENTS, "data", "checkpoint", "log", "eval", "mesh")
+SECTIONS = (*COMPONENTS, "data", "probe", "checkpoint", "log", "eval", "mesh")
 DTYPES = ("float32", "bfloat16", "float16")
 # Which keys may differ between a run and its resumption. The first match decides.
 FREE = (
@@ -113,7 +108,7 @@ def _section(key: str, value: Any) -> dict:
   if key not in ("eval", "data"):
     parts = {}
   if key == "data":
-    for place in ("views", "eval_views", "hidden"):
+    for place in ("views", "eval_views", "hidden", "text"):
       if value.get(place) is not None and place not in parts:
         raise ValueError(f"data.{place} must be dict(name='ssljax.data.…') or None")
   # Evaluations have names of the user's choice; everything else is fixed.
@@ -179,14 +174,6 @@ def _known(given: Mapping, known: Any, prefix: str) -> None:
       raise ValueError(f"unknown config key {prefix}{key}{nearest(key, known, prefix)}")
 
 
-def nearest(word: str, known: Any, prefix: str = "") -> str:
-  """«; did you mean …?», or the whole list where nothing is near."""
-  near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-  if near:
-    return f"; did you mean {' or '.join(prefix + n for n in near)}?"
-  return f"; there are {', '.join(sorted(map(str, known)))}"
-
-
 def _typed(defaults: Mapping, given: dict, prefix: str) -> None:
   """Checks types against the defaults; whole numbers become floats where floats are due."""
   for key, value in given.items():
@@ -205,55 +192,6 @@ def _typed(defaults: Mapping, given: dict, prefix: str) -> None:
     ):
       want = type(default).__name__
       raise ValueError(f"{prefix}{key} wants a {want} like {default!r}, not {value!r}")
-
-
-def resolve(name: str, where: str = "") -> Callable:
-  """The function that a dotted path names.
-
-  Raises:
-    ValueError: there is none; lists what there is nearby.
-  """
-  parent, _, last = name.rpartition(".")
-  for module, attribute in ((name, last), (parent, last)):
-    if module and (found := _import(module)) is not None:
-      function = getattr(found, attribute, None)
-      if callable(function):
-        return function
-  raise ValueError(f"no component {name!r}{f' for {where}' if where else ''}{_hint(name, where)}")
-
-
-def _hint(name: str, where: str) -> str:
-  """What there is instead of a component that was not found."""
-  parent, _, last = name.rpartition(".")
-  if name and _import(name) is not None:
-    return f"; module {name} has no function {last}"
-  there = _siblings(parent) if parent else []
-  if there:
-    return nearest(last, there, f"{parent}.")
-  home = HOMES.get(where, HOMES.get(where.split(".")[0], "ssljax"))
-  return f"; no module {parent or name!r}{nearest(last, _siblings(home), f'{home}.')}"
-
-
-def _import(module: str) -> Any:
-  try:
-    return importlib.import_module(module)
-  except ModuleNotFoundError as error:
-    # A missing dependency of the user's module must not read as "no such module".
-    if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-      return None
-    raise
-
-
-def _siblings(package: str) -> list[str]:
-  found = _import(package)
-  if found is None:
-    return []
-  if hasattr(found, "__all__"):
-    return list(found.__all__)
-  if hasattr(found, "__path__"):
-    return [m.name for m in pkgutil.iter_modules(found.__path__)]
-  own = inspect.getmembers(found, inspect.isfunction)
-  return [n for n, f in own if not n.startswith("_") and f.__module__ == package]
 
 
 def build(spec: Mapping, **given: Any) -> Any:

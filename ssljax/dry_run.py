@@ -76,4 +76,6 @@ def draw_batch(job: job_lib.Job, workdir: pathlib.Path) -> pathlib.Path:
     batch = seen(job, next(batches))
   (workdir / "figures").mkdir(parents=True, exist_ok=True)
   shown = batch | {key: unit_scale(batch[key]) for key in IMAGES if key in batch}
+  if job.hidden is not None:
+    shown["hidden"] = job.hidden.shown(batch)
   return batch_figure(workdir / "figures" / "batch.png", shown, job.grid)

@@ -15,10 +15,11 @@ from ssljax import config as config_lib
 from ssljax import job as job_lib
 from ssljax import processes, reporting, sharding
 from ssljax.evals import features as features_lib
-from ssljax.methods.combine import viewed
+from ssljax.methods.combine import IMAGES, viewed
 from ssljax.step import init_state
 
-NEED_LABELS = ("ssljax.evals.knn", "ssljax.evals.linear")
+ZERO_SHOT = "ssljax.evals.zero_shot"
+NEED_LABELS = ("ssljax.evals.knn", "ssljax.evals.linear", ZERO_SHOT)
 PICTURES = 8
 
 
@@ -31,14 +32,20 @@ class Evaluation:
     self._rows = sharding.local_rows(self._size, job.mesh)
     self.damaged: dict[str, str] = {}  # as in the pipeline: example name -> reason
     self.train, self.test = self._open("eval_train"), self._open("eval_test")
-    self.parts = self._parts()
+    parts = self._parts()
+    self.told = {k: v for k, v in parts.items() if v["name"] == ZERO_SHOT}
+    self.parts = {k: v for k, v in parts.items() if k not in self.told}
+    self._check_texts()
     self._check_best()
     method = job.method
     # What is read back must be whole in every process.
     read = functools.partial(jax.jit, out_shardings=NamedSharding(job.mesh, PartitionSpec()))
     self._copy = read(lambda x: x)
     self._encode = read(lambda p, e, batch: {"pooled": method.encode(p, e, batch)["pooled"]})
-    self._several = "image" not in method.needs
+    self._joint = read(lambda p, e, batch: {"pooled": method.encode(p, e, batch)["joint"]})
+    if method.encode_text:
+      self._tell = read(method.encode_text)
+    self._several = not {*IMAGES[1:]}.isdisjoint(method.needs)
     on_image = viewed(method, job.feed.make_views if self._several else None)
     self._loss = jax.jit(
       lambda p, e, batch, step: on_image.loss(p, e, batch, jax.random.key(0), step)[0]
@@ -82,6 +89,21 @@ class Evaluation:
       self.log(f"eval: {', '.join(off)} off: {lacks.name} has no labels")
     return {k: v for k, v in wanted.items() if k not in off}
 
+  def _check_texts(self) -> None:
+    """Raises ValueError where there are no texts for what reads them."""
+    text = self.job.text
+    if self.told and (text is None or not text.names or self.job.method.encode_text is None):
+      raise ValueError(
+        f"eval.{next(iter(self.told))} needs a method that reads texts, and the names of the"
+        " classes, data.text.names=('cat', 'dog', …)"
+      )
+    if text is not None and self.test is not None and self.job.config["eval"]["heldout"]:
+      try:
+        text.check(self.test)
+      except ValueError as error:
+        hint = "eval.heldout=False leaves out the loss of the test split, which needs its texts"
+        raise ValueError(f"data.eval_test: {error}; {hint}") from None
+
   def _check_best(self) -> None:
     """Raises ValueError where eval.best is no metric of this run; it would never be found.
 
@@ -90,8 +112,11 @@ class Evaluation:
     best = self.job.config["eval"]["best"]
     made = [_made_up(min(s.size, 256)) for s in (self.train, self.test) if s is not None]
     names = sorted(self._measure(*made)) if self.parts else []
+    if self.told:
+      names += config_lib.build({"name": ZERO_SHOT}, test=made[-1], prompts=np.ones((6, 1, 4)))
     wanted = [v for v in self.job.config["eval"].values() if isinstance(v, dict)]
-    if best and len(self.parts) == len(wanted) and names and best not in names:
+    whole = len(self.parts) + len(self.told) == len(wanted)
+    if best and whole and names and best not in names:
       raise ValueError(f"unknown metric eval.best {best!r}{config_lib.nearest(best, names)}")
 
   def __call__(self, state: Any, step: int) -> dict[str, float]:
@@ -103,6 +128,8 @@ class Evaluation:
       metrics |= processes.from_first(lambda: self._measure(train, test))
       for name, found in self._baselines().items():
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
+    if self.told:
+      metrics |= self._zero_shot(state)
     if self.job.config["eval"]["heldout"] and self.test is not None:
       metrics["heldout/loss"] = self._heldout(state)
     if self.job.config["eval"]["figures"]:
@@ -111,7 +138,7 @@ class Evaluation:
 
   def _place(self, batch: Mapping) -> dict[str, jax.Array]:
     """This process's rows of a batch, as global arrays."""
-    keys = {"image", "index", "hidden", *self.job.method.needs}
+    keys = {*IMAGES, "index", "hidden", *self.job.method.needs}
     kept = {k: np.asarray(v) for k, v in batch.items() if k in keys}
     return sharding.to_global(kept, self.job.mesh, self._size)
 
@@ -131,16 +158,32 @@ class Evaluation:
       self.damaged |= batches.damaged
 
   def _features(self, params: Any, extra: Any) -> tuple[Any, Any]:
+    made = [self._of(s, self._encode, params, extra) for s in (self.train, self.test)]
+    return made[0], made[1]
+
+  def _of(self, source: Any, compiled: Any, params: Any, extra: Any) -> features_lib.Features:
     def encode(batch):
       known = {k: batch[k] for k in ("valid", "label", "index") if k in batch}
-      found = processes.settled(self._encode(params, extra, self._place(batch)))
+      found = processes.settled(compiled(params, extra, self._place(batch)))
       return found | self._whole(known)
 
-    found = []
-    for source in (self.train, self.test):
-      with self._examples(source) as batches:
-        found.append(features_lib.extract(encode, batches))
-    return found[0], found[1]
+    with self._examples(source) as batches:
+      return features_lib.extract(encode, batches)
+
+  def _zero_shot(self, state: Any) -> dict[str, float]:
+    """Images and class texts in the common space, the texts a batch at a time."""
+    ids = self.job.text.prompts()
+    flat = ids.reshape(-1, ids.shape[-1])
+    padded = np.resize(flat, (-(-len(flat) // self._size) * self._size, flat.shape[-1]))
+    parts = [
+      np.asarray(processes.settled(self._tell(state.params, state.extra, part)))
+      for part in np.split(padded, len(padded) // self._size)
+    ]
+    prompts = np.concatenate(parts)[: len(flat)].reshape(*ids.shape[:2], -1)
+    test = self._of(self.test, self._joint, state.params, state.extra)
+    given = dict(test=test, prompts=prompts)
+    build = functools.partial(config_lib.build, {"name": ZERO_SHOT}, **given)
+    return processes.from_first(build)
 
   def _measure(self, train: Any, test: Any) -> dict[str, float]:
     found: dict[str, float] = {}
@@ -156,7 +199,7 @@ class Evaluation:
     where = jax.tree.map(lambda x: x.sharding, (job.state.params, job.state.extra))
 
     def start():
-      state = init_state(job.method, job.tx, batch, seed)
+      state = init_state(job.trained, job.tx, batch, seed)
       return state.params, state.extra
 
     return jax.jit(start, out_shardings=where)()
@@ -192,6 +235,7 @@ class Evaluation:
     by one key where they are made on the device.
     """
     several = self._several
+    coupled = several or self.job.method.couple is not None
     views = self.job.feed.views if several else None
     found: list[tuple[bool, float, int]] = []
     with self._examples(self.test, hidden=True, views=views) as batches:
@@ -205,9 +249,9 @@ class Evaluation:
         found.append((len(good) == self._size, float(loss), len(good)))
     if not found:
       raise ValueError(f"no image of {self.test.name} can be read")
-    # Among several views a repeated example would be a negative of itself: whole batches alone
-    # count, where there are any.
-    if several and any(whole for whole, _, _ in found):
+    # Where examples meet, a repeated one would be a negative of itself: whole batches alone count,
+    # where there are any.
+    if coupled and any(whole for whole, _, _ in found):
       found = [part for part in found if part[0]]
     return sum(loss * n for _, loss, n in found) / sum(n for _, _, n in found)
 
@@ -234,10 +278,11 @@ class Evaluation:
     if not processes.first():
       return
     folder.mkdir(parents=True, exist_ok=True)
-    if self.job.hidden is not None:
+    if self.job.hidden is not None and not self.job.hidden.views:
       image = unit_scale(batch["image"][:PICTURES])
+      hidden = self.job.hidden.shown(batch)[:PICTURES]
       reconstructions.reconstruction_figure(
-        folder / "reconstructions.png", image, batch["hidden"][:PICTURES], self.job.grid, seen
+        folder / "reconstructions.png", image, hidden, self.job.grid, seen
       )
     if train is not None:
       self._neighbour_figure(neighbours, folder, train, test)

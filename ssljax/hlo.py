@@ -135,7 +135,7 @@ def times(program: Program) -> tuple[Counter, Counter]:
 
 def group_size(rest: str, devices: int) -> int:
   """How many devices take part in one group of a collective."""
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
     sizes = dict(re.findall(r"'([\w.]+)'=(\d+)", found[1]))
     return math.prod(int(sizes[axis]) for axis in re.findall(r"'([\w.]+)'", found[2]))
   if found := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):

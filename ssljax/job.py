@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from ssljax import config as config_lib
-from ssljax import on_device, processes, reporting, sharding
+from ssljax import groups, on_device, processes, reporting, sharding
 from ssljax.data import moments, pipeline, sources
 from ssljax.data.views import Views, recipe_of
-from ssljax.methods.combine import IMAGES, normalised, viewed
+from ssljax.methods.combine import IMAGES, normalised, viewed, with_probe
 from ssljax.step import Method, init_state
 
 # Of the red, green and blue channels of ImageNet, on the 0…1 scale.
@@ -27,7 +27,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Job:
   """A run, built: `batch` holds the shapes of a global batch as `method` sees it, `given` as the
   training step is given it and `trained` takes it: the same, unless views or hidden places are made
-  in the step. `state` holds the shapes of the state."""
+  in the step. `trained` is `method` with these and a probe, where the config asks for them, and
+  makes the state, whose shapes `state` holds."""
 
   config: dict[str, Any]
   mesh: jax.sharding.Mesh
@@ -35,6 +36,7 @@ class Job:
   views: Any
   eval_views: Any
   hidden: Any
+  text: Any
   grid: tuple[int, ...]
   encoder: Any
   method: Method
@@ -79,6 +81,7 @@ class Job:
       workers=data["workers"],
       max_pixels=data["max_pixels"],
       images=not self.feed.cached,
+      text=self.text,
     )
 
   def examples(
@@ -91,7 +94,7 @@ class Job:
     rows: Any = None,
   ) -> pipeline.Batches:
     """One pass over a source in order, in the evaluation view or in `views`; `known` damage is not
-    told again.
+    told again. hidden: with all that the method reads, hidden places and texts.
 
     Batches are whole (every process reads all of them), or hold only the given `rows`.
     """
@@ -108,6 +111,7 @@ class Job:
       indices=indices,
       known=known,
       rows=rows,
+      text=self.text if hidden else None,
     )
 
 
@@ -162,24 +166,34 @@ def assemble(
   grid = encoder.grid(shape[:-1])
   hidden = component(data["hidden"], grid=grid)
   feed = on_device.hide(feed, config, hidden)
+  text = captions(config, source, workdir, planned)
   method = build_method(config, encoder, hidden)
   total = dict(total_steps=config["total_steps"], batch_size=config["batch_size"])
   mean, std = statistics(config, source, workdir)
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
-  tx = config_lib.build(config["optimizer"], schedule=schedule)
-  batch = batch_shapes(config, source, views, shape, hidden)
+  tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
+  batch = batch_shapes(config, source, views, shape, hidden, text)
   check_needs(config, method, batch)
+  queue = config["method"].get("queue", 0)
+  if not planned and isinstance(queue, int) and queue > source.size:
+    raise ValueError(
+      f"method.queue {queue} is larger than the {source.size} examples of {source.name}: it would"
+      " hold an example twice"
+    )
   trained, given = method, batch
+  if config["probe"]["rate"]:
+    trained = with_probe(method, probe_classes(config["probe"], source))
+    tx = groups.beside(tx, probe=optax.adam(config["probe"]["rate"]))
   if feed.make_views or feed.draw_hidden:
-    trained = viewed(method, feed.make_views, feed.draw_hidden)
+    trained = viewed(trained, feed.make_views, feed.draw_hidden)
     given = on_device.given_shapes(feed, batch, IMAGES)
-  state = jax.eval_shape(lambda: init_state(method, tx, batch, config["seed"]))
+  state = jax.eval_shape(lambda: init_state(trained, tx, batch, config["seed"]))
   # On shapes alone: parts that do not go together show before the workdir is claimed.
   jax.eval_shape(trained.loss, state.params, state.extra, given, state.rng, state.step)
   job = Job(
-    dict(config), mesh, source, views, eval_views, hidden, grid, encoder, method, tx, schedule,
-    batch, placed(state, config, mesh), mean, std, feed, given, trained,
+    dict(config), mesh, source, views, eval_views, hidden, text, grid, encoder, method, tx,
+    schedule, batch, placed(state, config, mesh), mean, std, feed, given, trained,
   )  # fmt: skip
   if not planned:
     job.batches(0, steps=0).close()  # says now what the pipeline will not accept
@@ -191,13 +205,52 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
   given = dict(encoder=encoder, total_steps=config["total_steps"], batch_size=config["batch_size"])
   if hidden is not None:
     given["hidden_count"] = hidden.count
+  if config["data"]["text"]:
+    given["vocabulary"] = config["data"]["text"]["vocabulary"]
   wanted = inspect.signature(config_lib.resolve(config["method"]["name"])).parameters
-  if "hidden_count" in wanted and hidden is None:
+  count = wanted.get("hidden_count")
+  if count is not None and count.default is count.empty and hidden is None:
     raise ValueError(
       "data.hidden is not set, and the method hides places:"
       " e.g. data.hidden=dict(name='ssljax.data.masking.random', ratio=.75)"
     )
+  if "vocabulary" in wanted and "vocabulary" not in given:
+    raise ValueError(
+      "data.text is not set, and the method reads texts:"
+      " e.g. data.text=dict(name='ssljax.data.text.captions')"
+    )
   return config_lib.build(config["method"], **given)
+
+
+def probe_classes(probe: Mapping, source: Any) -> int:
+  """How many classes a probe of the source's labels tells apart.
+
+  Raises:
+    ValueError: no labels, or more of them than `probe.classes`.
+  """
+  if not source.labelled:
+    raise ValueError(
+      f"probe.rate {probe['rate']}: {source.name} has no labels to probe; set it to 0"
+    )
+  if source.labels is None:
+    if not probe["classes"]:
+      raise ValueError(f"probe.classes: set it, the labels of {source.name} lie beside its images")
+    return probe["classes"]
+  low, high = int(source.labels.min()), int(source.labels.max())
+  if low < 0 or 0 < probe["classes"] <= high:
+    raise ValueError(
+      f"probe.classes {probe['classes']}: the labels of {source.name} go from {low} to {high}"
+    )
+  return probe["classes"] or high + 1
+
+
+def captions(config: Mapping, source: Any, workdir: pathlib.Path | None, planned: bool) -> Any:
+  """What makes data.text, or None; its vocabulary is learnt once and kept in the workdir."""
+  text = component(config["data"]["text"])
+  if text is None or planned:
+    return text
+  text.check(source)
+  return text.using(processes.from_first(lambda: text.vocabulary_of(source, workdir)))
 
 
 def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
@@ -209,7 +262,11 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     return
   hints = {
     "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
+    "global": "; data.views=dict(name='ssljax.data.views.multi_crop') makes global and local",
     "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
+    "context": "; data.hidden is not set to what makes them, e.g."
+    " data.hidden=dict(name='ssljax.data.multiblock')",
+    "text": "; data.text=dict(name='ssljax.data.text.captions') makes text",
   }
   hint = next((hints[key] for key in missing if key in hints), "")
   raise ValueError(
@@ -231,7 +288,9 @@ def example_shape(source: Any, views: Any) -> tuple[int, ...]:
   return tuple(source.shape)
 
 
-def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden: Any) -> dict:
+def batch_shapes(
+  config: Mapping, source: Any, views: Any, shape: tuple, hidden: Any, text: Any
+) -> dict:
   """Shapes and types of a global batch."""
   b = config["batch_size"]
   leaves = recipe_of(views).shapes(shape)
@@ -239,7 +298,9 @@ def batch_shapes(config: Mapping, source: Any, views: Any, shape: tuple, hidden:
   if source.labelled:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:
-    shapes["hidden"] = ((b, int(np.prod(hidden.grid))), "bool")
+    shapes |= {k: ((b, *s), t) for k, (s, t) in hidden.shapes().items()}
+  if text is not None:
+    shapes["text"] = ((b, text.length), "int32")
   # As the device holds them: float64 arrives as float32.
   kind = jax.dtypes.canonicalize_dtype
   return {k: jax.ShapeDtypeStruct(s, kind(t)) for k, (s, t) in shapes.items()}

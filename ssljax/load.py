@@ -31,9 +31,12 @@ class Run(NamedTuple):
   def weights(self) -> Any:
     """Of the encoder: its parameters; with batch norm all variables, {"params", "batch_stats"}."""
     params = self.params["encoder"]
+    if self.config["method"].get("evaluate") == "teacher":  # the one that `encode` runs
+      params = self.extra["teacher"]["encoder"]
     if self.encoder.patch is not None:
       return params
-    return {"params": params, "batch_stats": self.extra["stats"]["encoder"]}
+    stats = self.extra.get("stats", {}).get("encoder", {})  # a checkpoint keeps no empty parts
+    return {"params": params, "batch_stats": stats}
 
 
 def load(workdir: str | os.PathLike, *, step: int | None = None) -> Run:

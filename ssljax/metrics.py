@@ -18,6 +18,8 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
+from ssljax.board import open_board
+
 _log = logging.getLogger(__name__)
 
 
@@ -29,12 +31,20 @@ class Writer:
     self._board = board
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Appends one line and hands it to the system, so that a kill loses nothing of it."""
+    """Appends one line and hands it to the system, so that a kill loses nothing of it.
+
+    OSError, with the name of the file, where the disk is full.
+    """
     numbers = {key: float(value) for key, value in values.items()}
     finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
     line = json.dumps({"step": int(step)} | finite, allow_nan=False)
-    self._file.write(line + "\n")
-    self._file.flush()
+    try:
+      self._file.write(line + "\n")
+      self._file.flush()
+    except OSError as error:
+      with contextlib.suppress(OSError):  # else it is written once more when Python ends
+        self._file.close()
+      raise OSError(f"cannot write {self._file.name}: {error.strerror}") from error
     if self._board is not None and numbers:
       self._board.write_scalars(int(step), numbers)
 
@@ -54,8 +64,8 @@ def open_writer(
 ) -> Writer:
   """Opens `workdir/metrics.jsonl` and, if asked, TensorBoard events in `workdir/tensorboard`.
 
-  resume_step: the step the run goes on from. Lines of later steps are dropped, because they will be
-  written again; 0 means that the run begins, and drops them all. TensorBoard keeps its events.
+  resume_step: the step the run goes on from. Lines and events of later steps are dropped, because
+  they will be written again; 0 means that the run begins, and drops them all.
   silent: nothing is written; another process of the run writes it.
   """
   if silent:
@@ -64,18 +74,7 @@ def open_writer(
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / "metrics.jsonl"
   cut_back(path, resume_step)
-  return Writer(path, _open_board(folder / "tensorboard") if tensorboard else None)
-
-
-def _open_board(folder: pathlib.Path) -> Any:
-  # Imported here: clu's writer brings TensorFlow, which a run without TensorBoard does not need.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow says so at every start
-  import tensorflow as tf
-  from clu import metric_writers
-
-  tf.config.set_visible_devices([], "GPU")  # else the first summary takes the accelerator's memory
-  return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+  return Writer(path, open_board(folder / "tensorboard", resume_step) if tensorboard else None)
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:

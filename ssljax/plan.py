@@ -4,10 +4,8 @@ Compiles the training step of a config for devices that need not be here, and sa
 memory, work, communication, time. Neither data nor accelerator is touched."""
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import pathlib
 import re
 import sys
@@ -17,59 +15,10 @@ from typing import Any
 
 from ssljax import config as config_lib
 from ssljax.errors import explain
+from ssljax.topology import topology_devices
 
 GIB = 2**30
 DOES_NOT_FIT = 3  # exit code
-
-
-def topology_devices(name: str) -> Sequence[Any]:
-  """Devices of `v5e:16x16`, `v5p:4x4x4`, `v6e:8x8` (compile-only, by libtpu), `cpu:8` (fake ones),
-  or `local` (what is there).
-
-  Raises:
-    ValueError: no such topology, or libtpu is not installed.
-  """
-  kind, _, sizes = name.partition(":")
-  if name == "local":
-    import jax
-
-    return jax.devices()
-  if kind == "cpu" and sizes.isdigit():
-    return _cpu_devices(int(sizes))
-  if not re.fullmatch(r"v\d+[a-z]*", kind) or not re.fullmatch(r"\d+(x\d+){1,2}", sizes):
-    raise ValueError(f"topology {name!r} is not like v5e:16x16, v5p:4x4x4, cpu:8 or local")
-  _quiet_libtpu()
-  from jax.experimental import topologies
-
-  try:
-    return topologies.get_topology_desc(name, platform="tpu").devices
-  except Exception as error:
-    if "libtpu" in str(error) and "open" in str(error):
-      raise ValueError("planning for a TPU needs libtpu: pip install 'ssljax[tpu]'") from error
-    raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from error
-
-
-def _cpu_devices(count: int) -> Sequence[Any]:
-  import jax
-
-  with contextlib.suppress(RuntimeError):  # JAX has begun already: how many it has is checked below
-    jax.config.update("jax_num_cpu_devices", count)
-  there = jax.devices("cpu")
-  if len(there) < count:
-    raise ValueError(f"cpu:{count}, but JAX has begun with {len(there)} CPU devices")
-  return there[:count]
-
-
-def _quiet_libtpu() -> None:
-  """libtpu asks Google's metadata server which TPU it is on, and waits for an answer, unless it is
-  told. What it is told does not matter: the compiler follows the name of the topology."""
-  for key, value in (
-    ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
-    ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0"),
-    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_MIN_LOG_LEVEL", "3"),
-    ("TPU_STDERR_LOG_LEVEL", "3"),
-  ):  # fmt: skip
-    os.environ.setdefault(key, value)
 
 
 def plan(
@@ -118,8 +67,24 @@ def planned_job(config: Mapping, devices: Sequence[Any], **changes: Any) -> Any:
   if whole or (data["views"] or {}).get("size") is None:
     source = job_lib.open_source(config, data["split"])
   else:
-    source = Source(str(data["source"]), 0, None, False, None, None, {}, channels=data["channels"])  # type: ignore[arg-type]
+    # Whether there is something to read labels from decides if batches have them.
+    read = _unread if config["probe"]["rate"] else None
+    source = Source(
+      str(data["source"]),
+      0,
+      None,
+      False,
+      _unread,
+      _unread,
+      {},
+      channels=data["channels"],
+      read=read,
+    )
   return job_lib.assemble(config, mesh=mesh, source=source)
+
+
+def _unread(*unused: Any) -> Any:
+  raise RuntimeError("a plan reads no data")
 
 
 def sizes(job: Any, topology: str) -> dict[str, Any]:

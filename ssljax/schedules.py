@@ -94,13 +94,14 @@ def moving(spec: float | Mapping[str, Any], total_steps: int = 0) -> Schedule:
   """A number, or dict(schedule="cosine", start=.996, end=1.), as a function of the step.
 
   Shapes: "constant" (stays at start), "linear", "cosine" (half a period). `steps` says over how
-  many steps; without it, the whole run.
+  many steps; without it, the whole run. `every` holds the value for so many steps, as schedules by
+  epoch do: DINO's warm-up of 30 epochs of e steps is steps=29*e, every=e.
   """
   if callable(spec):
     return spec
   if not isinstance(spec, Mapping):
     return lambda step: jnp.full((), spec, jnp.float32)
-  known = {"schedule", "start", "end", "steps"}
+  known = {"schedule", "start", "end", "steps", "every"}
   if set(spec) - known or spec.get("schedule") not in _SHAPES:
     raise ValueError(f"schedule {dict(spec)} must name one of {', '.join(_SHAPES)}, start and end")
   shape, start, end = _SHAPES[spec["schedule"]], spec["start"], spec.get("end", spec["start"])
@@ -108,7 +109,12 @@ def moving(spec: float | Mapping[str, Any], total_steps: int = 0) -> Schedule:
   if steps <= 0:
     raise ValueError(f"schedule {dict(spec)} needs the number of steps")
 
+  every = spec.get("every", 1)
+  if type(every) is not int or every < 1:
+    raise ValueError(f"schedule {dict(spec)}: every must be a positive whole number of steps")
+
   def value(step):
-    return start + (end - start) * shape(jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0, 1))
+    held = jnp.asarray(step) // every * every
+    return start + (end - start) * shape(jnp.clip(held.astype(jnp.float32) / steps, 0, 1))
 
   return value

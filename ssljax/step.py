@@ -13,6 +13,8 @@ class Method(NamedTuple):
 
   init: Callable  # (rng, batch) -> params, extra                works on shapes alone
   loss: Callable  # (params, extra, batch, rng, step) -> loss, (stats, metrics)    extra read-only
+  # … where stats["rows"]["pooled"] [b d] are the encoder's features in this step, of several views
+  # those of the first, the teacher's where it alone sees whole examples: for `combine.with_probe`.
   update: Callable  # (params, extra, stats, step) -> extra      once per optimizer step
   encode: Callable  # (params, extra, batch, layers=()) -> {"pooled": [b d], …}    evaluation mode
   # (params, extra, batch, rng, step) -> pictures [b h w c] of what the method predicts, visible
@@ -25,6 +27,9 @@ class Method(NamedTuple):
   # (params, extra, z, batch, rng, step) -> loss, (stats, metrics)                over the batch
   couple: Callable | None = None
   whole: str = ""  # why a batch must not be cut into microbatches; "" where it may
+  chance: float = 0.0  # the loss of one that tells nothing apart, log K; 0: none that is known
+  # (params, extra, ids [k l]) -> [k d], where encode's "joint" [b d] is: methods that read texts
+  encode_text: Callable | None = None
 
 
 class State(NamedTuple):

@@ -1,5 +1,6 @@
 """The run: build, restore, loop, evaluate, save."""
 
+import collections
 import functools
 import json
 import os
@@ -11,6 +12,7 @@ import jax
 
 from ssljax import (
   checkpoint,
+  collapse,
   environment,
   flops,
   metrics,
@@ -74,6 +76,7 @@ def loop(job, state, checkpoints, evaluate, workdir, watch, trace) -> dict[str, 
   processes.say(metrics.parameter_table(state.params))
   step_fn, place = compiled_step(job), on_device.placer(job.feed, job.mesh, batch_size)
   writer, progress = outputs(workdir, log, first, total)
+  tell_collapse = collapse_watch(job, progress.note)
   with stop_signals() as stop, job.batches(first) as batches:
     speed = throughput(job)
     trace.after(first, state.step)
@@ -100,6 +103,7 @@ def loop(job, state, checkpoints, evaluate, workdir, watch, trace) -> dict[str, 
         numbers |= speed.read()
         writer.write(step, numbers)
         progress.update(step, numbers)
+        tell_collapse(numbers)
         last |= numbers
       scores = {}
       if to_evaluate:
@@ -134,6 +138,24 @@ def outputs(workdir, log, first, total) -> tuple[metrics.Writer, metrics.Progres
     workdir, tensorboard=log["tensorboard"], resume_step=first, silent=silent
   )
   return writer, metrics.Progress(total, first, stream=open(os.devnull, "w") if silent else None)
+
+
+def collapse_watch(job, say):
+  """`look(numbers)`, for what is logged: says, once each, the signs of collapse that the logged
+  values of the last twentieth of the run agree on, the last ten at least."""
+  logged = job.config["total_steps"] // job.config["log"]["every"]
+  recent: collections.deque = collections.deque(maxlen=max(10, logged // 20))
+  told: set[str] = set()
+
+  def look(numbers):
+    recent.append(numbers)
+    found = collapse.warnings(recent, job.method.chance) if len(recent) == recent.maxlen else []
+    for line in found:
+      if line not in told:
+        say(line)
+        told.add(line)
+
+  return look
 
 
 def tell_damaged(workdir, damaged: Mapping[str, str], say) -> None:
@@ -180,7 +202,7 @@ def start(job):
   """The state before the first step, with released weights grafted in where the config says so."""
   where = jax.tree.map(lambda x: x.sharding, job.state)
   config = job.config
-  begin = functools.partial(init_state, job.method, job.tx, job.batch, config["seed"])
+  begin = functools.partial(init_state, job.trained, job.tx, job.batch, config["seed"])
   state = jax.jit(begin, out_shardings=where)()
   if not config["init_from"]:
     return state

@@ -3,10 +3,12 @@
 python tests/killed_run.py PLACE --config=tests/killed_run.py:METHOD --workdir=DIR
 PLACE: "step:5" (SIGKILL while step 5 is computed), "save:3" (SIGKILL when the files of checkpoint 3
 are written and not yet renamed into place), "term:5" (SIGTERM while step 5 is computed), "hang:5"
-(the batch of step 5 never comes), "lack:5" (OSError in place of that batch), "none".
+(the batch of step 5 never comes), "lack:5" (OSError in place of that batch), "fill:3" (before
+checkpoint 3 is saved, a file beside the workdir takes the room of its disk), "none".
 With "@1" at its end the place is for process 1 alone.
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -71,6 +73,26 @@ def die_while_saving(step: int) -> None:
   atomicity.AtomicRenameTemporaryPath.finalize = deadly
 
 
+def fill_disk(step: int, arguments: list[str]) -> None:
+  """Leaves 64 KiB, in which lines of numbers fit and no checkpoint; the one before is whole."""
+  from ssljax import checkpoint
+
+  workdir = next(a.split("=", 1)[1] for a in arguments if a.startswith("--workdir="))
+  save = checkpoint.Checkpoints.save
+
+  def full(self, number, *args, **kwargs):
+    if number == step:
+      self.wait()
+      with open(pathlib.Path(workdir).parent / "filler", "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+          while True:
+            file.write(bytes(16384))
+        file.truncate(file.tell() - 65536)
+    return save(self, number, *args, **kwargs)
+
+  checkpoint.Checkpoints.save = full
+
+
 def stop_feeding(step: int, hang: bool) -> None:
   """The batch of a step does not come, or fails to."""
   import threading
@@ -98,6 +120,8 @@ def run(place: str, arguments: list[str]) -> int:
     die_while_saving(int(step))
   elif kind in ("step", "term"):
     die_while_stepping(int(step), signal.SIGKILL if kind == "step" else signal.SIGTERM)
+  elif kind == "fill":
+    fill_disk(int(step), arguments)
   elif kind in ("hang", "lack"):
     stop_feeding(int(step), kind == "hang")
   from ssljax import main, reporting

@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "experiments"))
 import bench_gpu  # noqa: E402
 import bench_two_view  # noqa: E402
 import gpu_parts  # noqa: E402
+import weak_scaling  # noqa: E402
 
 # part of bench_gpu -> the config it names, and what is the same in both
 RECIPES = {
@@ -117,3 +118,31 @@ def test_gpu_script_on_a_cpu_without_tensorflow(tmp_path):
       assert row["first_step_s"] > 0 and row["flops"] > 0
       assert bool(row["step_ms"]) != part.startswith("start_")
   assert "Training on a GPU" in done.stdout
+
+
+def test_weak_scaling_counts_against_the_same_step_without_its_communication():
+  def plan(links, devices):
+    return dict(
+      fits=True, mesh=dict(replica=2, data=devices // 2), sent_bytes={"all-reduce bf16": 2**22},
+      seconds=dict(compute=0.010, memory=0.030, links=links),
+    )  # fmt: skip
+
+  plans = {"v5e:2x4": plan(0.010, 8), "v5e:8x8": plan(0.060, 64), "v5e:16x16": {"fits": False}}
+  near, far, none = weak_scaling.rows("a.py", plans, mfu=0.5)
+  assert near[2:8] == ["8", "20.0", "30.0", "10.0", "4", "memory"]
+  assert near[8:] == ["30.0", "100.0%", "60.0", "83.3%"]  # 30 of 30; 20 + 30 of 60
+  assert far[7:] == ["links", "60.0", "50.0%", "110.0", "45.5%"]
+  assert all(len(row) == len(weak_scaling.HEADER) for row in (near, far, none))
+
+
+def test_a_plan_that_is_kept_is_not_made_again(tmp_path, monkeypatch):
+  def run(command, **given):
+    (file,) = (word.removeprefix("--json=") for word in command if word.startswith("--json="))
+    assert "--config.batch_size=256" in command and "--config.accum=2" in command
+    pathlib.Path(file).write_text('{"fits": false}')
+
+  monkeypatch.setattr(weak_scaling.subprocess, "run", run)
+  given = ("configs/a.py:b", "v5e:4x4", 16, 0.5, ["--config.accum=2"], str(tmp_path))
+  assert weak_scaling.planned(*given) == {"fits": False}
+  monkeypatch.setattr(weak_scaling.subprocess, "run", lambda *a, **k: pytest.fail("made again"))
+  assert weak_scaling.planned(*given) == {"fits": False}

@@ -17,7 +17,12 @@ from ssljax import job as job_lib
 from ssljax import main
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-VARIANTS = {"mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain")}
+VARIANTS = {
+  "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
+  "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
+  "data2vec2_vitb": ("vitb16", "vitl16"),
+  "clip_vitb": ("clip", "flip"),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -60,7 +65,9 @@ def test_every_default_comes_from_a_signature():
   assert full["encoder"]["variant"] == "B" and full["encoder"]["width"] == 32
   assert full["optimizer"] == {
     "name": "ssljax.optim.adamw", "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.05,
-    "no_decay": (), "clip": 1.0,
+    "no_decay": (), "decay_vectors": False, "clip": 1.0, "clip_by": "global", "layer_decay": 1.0,
+    "stem_rate": 1.0, "groups": None, "freeze": (), "freeze_steps": 0, "freeze_by": "gradient",
+    "unit": (), "limits": (),
   }  # fmt: skip
   assert full["method"]["teacher_momentum"] == 0.9998  # a default that is no literal type hint
   assert full["data"]["max_pixels"] and full["data"]["hidden"]["rounding"] == "keep_floor"
@@ -300,12 +307,14 @@ def ready(path, variant):
   assert isinstance(config, ml_collections.ConfigDict)
   config = config_lib.plain(config)
   side, channels = (8, 1) if variant == "plain" else (32, config["data"]["channels"])
-  count = config["batch_size"]
+  count = max(config["batch_size"], config["method"].get("queue", 0))
   picture = np.zeros((side, side, channels), np.uint8)
   source = {
     "image": np.broadcast_to(picture, (count, *picture.shape)),
     "label": np.arange(count) % 2,
   }
+  if config["data"]["text"]:
+    source["text"] = np.array(["a picture"] * count)
   splits = dict(source=source, split="train", eval_train="train", eval_test="train")
   return config | {"data": config["data"] | splits}
 

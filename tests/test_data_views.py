@@ -261,6 +261,10 @@ def test_formats_and_channels(tmp_path, form, options, channels, mode):
     (lambda: views.crop_flip(method="nearest"), "there are 'bicubic'"),
     (lambda: views.crop_flip(jitter=(0.1, 0.1, 0.1)), "jitter"),
     (lambda: views.resize_crop(size=(32, 32), resize=16), "smaller than the crop"),
+    (lambda: views.multi_crop(blur=(0.5, 0.5)), "blur .*first global, second global and local"),
+    (lambda: views.multi_crop(size=(64, 64)), r"local_size \(96, 96\) is larger than the global"),
+    (lambda: views.multi_crop(local_views=-1), "local_views -1: 0 or more"),
+    (lambda: views.multi_crop(local_size=(9, 6)), "blur_kernel 13.* twice the view .9, 6."),
   ],
 )
 def test_errors_say_what_is_wrong(make, words):
@@ -270,6 +274,7 @@ def test_errors_say_what_is_wrong(make, words):
 
 def test_colour_operations_need_rgb():
   source = open_source("digits", channels=1)
-  view = views.crop_flip(size=(8, 8), jitter=(0.4, 0.4, 0.4, 0.1))
-  with pytest.raises(ValueError, match="colour jitter needs RGB"):
-    batches(source, batch_size=4, views=view, channels=1)
+  one = views.crop_flip(size=(8, 8), jitter=(0.4, 0.4, 0.4, 0.1))
+  for view in (one, views.multi_crop(size=(8, 8), local_size=(8, 8), blur_kernel=3)):
+    with pytest.raises(ValueError, match="colour jitter needs RGB"):
+      batches(source, batch_size=4, views=view, channels=1)

@@ -97,6 +97,7 @@ PAIRS = {
   "two_views byol": dict(
     size=(40, 30), jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0, 0.1), solarize=(0.0, 0.2), blur_kernel=9
   ),
+  "multi_crop": dict(size=(32, 40), local_size=(16, 20), local_views=3, gray=(0.5, 0.5, 0.5)),
 }
 
 
@@ -116,10 +117,11 @@ def test_apply_is_the_hosts(case):
       parameters = view.draw(tf.constant([7, 10 * number + n], tf.int64))
       wanted.append(view.apply(tf.constant(image), parameters).numpy())
       drawn.append({k: jnp.asarray(v.numpy()) for k, v in parameters.items()})
-    (made,) = apply(image, tuple(drawn)).values()
-    made = np.asarray(made).reshape(len(wanted), *wanted[0].shape)
-    assert made.dtype == np.float32
-    assert np.abs(made * 255 - np.stack(wanted)).max() < 1
+    leaves = apply(image, tuple(drawn)).values()
+    made = [one for leaf in leaves for one in (leaf if leaf.ndim == 4 else leaf[None])]
+    for one, view in zip(made, wanted, strict=True):
+      assert one.dtype == np.float32
+      assert np.abs(one * 255 - view).max() < 1
 
 
 def test_colour_steps_against_plain_statements():
@@ -179,6 +181,26 @@ def test_what_is_drawn_has_the_frequencies_of_the_recipe():
   for name in ("crop", "factors", "sigma"):
     pair = np.corrcoef(np.ravel(first[name]), np.ravel(second[name]))
     assert abs(pair[0, 1]) < 0.05 if name != "factors" else (first[name] != second[name]).any()
+
+
+def test_multi_crop_draws_dinos_recipe():
+  """Global views cover 40 % of the picture or more, local ones at most that; every view has draws
+  of its own, with the probabilities of its kind."""
+  recipe = views.multi_crop()
+  drawn = jax.jit(jax.vmap(recipe.draw))(jax.random.split(jax.random.key(0), 4000))
+  assert len(drawn) == 10
+  scales = [(0.4, 1.0)] * 2 + [(0.05, 0.4)] * 8
+  wanted = dict(blur=[1.0, 0.1] + 8 * [0.5], solarize=[0.0, 0.2] + 8 * [0.0])
+  for i, (one, scale) in enumerate(zip(drawn, scales)):
+    for name, shares in (
+      wanted | dict(flip=10 * [0.5], jitter=10 * [0.8], gray=10 * [0.2])
+    ).items():
+      assert abs(np.mean(one[name]) - shares[i]) < 0.03, (i, name)
+    window = lambda u, scale=scale: crop.inception_window(400, 400, u, scale, (3 / 4, 4 / 3))  # noqa: E731
+    _, _, h, w = map(np.asarray, jax.jit(jax.vmap(window))(one["crop"]))
+    area = h * w / 160000
+    assert scale[0] * 0.98 < area.min() < scale[0] * 1.05 and area.max() < scale[1] * 1.02
+  assert len({np.asarray(one["crop"]).tobytes() for one in drawn}) == 10
 
 
 def test_a_view_is_a_function_of_its_key():

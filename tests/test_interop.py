@@ -279,6 +279,7 @@ def test_missing_tokens_and_layer_scale_are_named():
   [
     (dict(positions="relative"), "timm", "no relative-position bias"),
     (dict(positions="relative"), "transformers", "no relative-position bias"),
+    (dict(norm="post"), "timm", "norms after the branches"),
     (dict(registers=2), "transformers", "no register tokens"),
     (dict(class_token=False, pool="mean"), "transformers", "always has a class token"),
     (dict(patch=(2, 4, 4)), "timm", "takes images"),

@@ -101,6 +101,24 @@ def test_block_completion_only_adds():
   assert (exact >= boxes).all()
 
 
+def test_view_blocks_have_ibots_statistics():
+  """At 14x14, half of the views hide nothing, and where shares are U(.1, .5), mean 58.8 places, the
+  released sampler reaches 57.6; never more than is asked for."""
+  draws = np.arange(1500)
+  sampler = masking.view_blocks((14, 14))
+  assert sampler.count == 98 and sampler.shapes() == {"hidden": ((2, 196), "bool")}
+  hidden = sampler.draw(0, 0, draws)
+  assert hidden.shape == (1500, 2, 196) and hidden.dtype == bool
+  counts = hidden.sum(-1)
+  assert abs((counts == 0).mean() - 0.51) < 0.03 and counts.max() <= 98
+  assert abs(counts[counts > 0].mean() - 57.6) < 2
+  # The views of an image hide apart from each other, and draws belong to examples.
+  assert abs(np.corrcoef(counts.T)[0, 1]) < 0.1
+  assert (sampler.draw(0, 0, draws[[7, 3]]) == hidden[[7, 3]]).all()
+  exact = masking.view_blocks((14, 14), ratio=(0.3, 0.3), probability=1.0, exact=True)
+  assert (exact.draw(0, 0, draws[:50]).sum(-1) == 58).all()
+
+
 @pytest.mark.parametrize(
   ("make", "words"),
   [
@@ -112,6 +130,9 @@ def test_block_completion_only_adds():
     (lambda: masking.block((4, 4), count=16), "not between 1 and 15"),
     (lambda: masking.block((4, 4), aspect=0.0), "aspect"),
     (lambda: masking.random((4, 0)), "empty axis"),
+    (lambda: masking.view_blocks((4, 4), ratio=(0.5, 0.1)), "0 < low <= high < 1"),
+    (lambda: masking.view_blocks((4, 4), probability=0.0), "probability 0.0 is not in"),
+    (lambda: masking.view_blocks((2, 2), ratio=(0.1, 0.2)), "hides no place"),
   ],
 )
 def test_errors_say_what_is_wrong(make, words):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -38,6 +39,13 @@ def test_one_object_a_line_and_never_invalid_json(tmp_path):
   assert lines_of(path) == want  # before close: a kill loses nothing
   writer.close()
   assert records.read_metrics(path) == want
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="Linux's full disk")
+def test_a_full_disk_is_named():
+  writer = metrics.Writer("/dev/full")
+  with pytest.raises(OSError, match="^cannot write /dev/full: No space left on device$"):
+    writer.write(1, {"a": 1.0})
 
 
 def test_a_resume_cuts_back_and_goes_on(tmp_path):
@@ -83,18 +91,46 @@ def test_lines_that_are_no_record_are_dropped_and_reported(tmp_path, caplog):
   metrics.cut_back(tmp_path / "absent.jsonl", 2)
 
 
-def test_tensorboard_events_hold_the_same_numbers(tmp_path):
+def shown(workdir, tag: str = "train/loss") -> list[tuple[int, float]]:
+  """Steps and values that TensorBoard shows."""
   pytest.importorskip("tensorflow")
-  writer = metrics.open_writer(tmp_path, tensorboard=True)
-  for step in (3, 4):
-    writer.write(step, {"train/loss": step / 8})
-  writer.close()
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
   from tensorboard.util.tensor_util import make_ndarray
 
-  events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tensors("train/loss")
-  found = [(event.step, float(make_ndarray(event.tensor_proto))) for event in events]
-  assert found == [(3, 0.375), (4, 0.5)]
+  events = EventAccumulator(str(workdir / "tensorboard")).Reload().Tensors(tag)
+  return [(event.step, float(make_ndarray(event.tensor_proto))) for event in events]
+
+
+def on_board(workdir, steps, value: float, **settings) -> None:
+  pytest.importorskip("tensorflow")
+  writer = metrics.open_writer(workdir, tensorboard=True, **settings)
+  for step in steps:
+    writer.write(step, {"train/loss": step * value})
+  writer.close()
+
+
+def test_tensorboard_events_hold_the_same_numbers(tmp_path):
+  on_board(tmp_path, (3, 4), 0.125)
+  assert shown(tmp_path) == [(3, 0.375), (4, 0.5)]
+
+
+def test_a_resume_cuts_tensorboard_back_as_well(tmp_path):
+  on_board(tmp_path, range(1, 6), 1.0)
+  (first,) = (tmp_path / "tensorboard").iterdir()
+  with first.open("ab") as file:
+    file.write(first.read_bytes()[-30:-7])  # killed while writing
+  on_board(tmp_path, (4,), 2.0, resume_step=3)
+  on_board(tmp_path, (), 0.0, resume_step=4)
+  assert shown(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 8.0)]
+  on_board(tmp_path, (3, 4), 4.0, resume_step=2)
+  assert shown(tmp_path) == [(1, 1.0), (2, 2.0), (3, 12.0), (4, 16.0)]
+  assert not list((tmp_path / "tensorboard").glob("*.part"))
+
+
+def test_a_run_that_begins_again_starts_an_empty_board(tmp_path):
+  on_board(tmp_path, range(1, 6), 1.0)
+  on_board(tmp_path, (1,), 2.0)
+  assert shown(tmp_path) == [(1, 2.0)]
 
 
 def test_without_tensorboard_neither_clu_nor_tensorflow_is_needed(tmp_path):

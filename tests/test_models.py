@@ -71,6 +71,37 @@ def test_gelu_is_the_exact_one():
   np.testing.assert_allclose(got, [0.8413447, -0.0455003], atol=1e-7)
 
 
+def test_gelu_over_its_range_in_every_precision():
+  x = np.linspace(-8, 8, 257)
+  exact = np.array([v * 0.5 * math.erfc(-v / 2**0.5) for v in x])
+  np.testing.assert_allclose(layers.gelu(jnp.float32(x)), exact, atol=1e-6)
+  # Computed in float32, so that what is left is the rounding of the result.
+  half = layers.gelu(jnp.bfloat16(x))
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.float32(half), exact, rtol=2**-7, atol=1e-6)
+
+
+def test_linear_layers_of_tokens_are_one_flat_product_on_a_cpu_alone(monkeypatch):
+  rng = np.random.default_rng(0)
+  x, kernel, dy = (np.float32(rng.normal(size=s)) for s in ((2, 5, 3), (3, 4), (2, 5, 4)))
+  layer = layers.linear(4, use_bias=False)
+
+  def gradient(kernel, x):
+    return jax.grad(lambda k: (layer.apply({"params": {"kernel": k}}, x) * dy).sum())(kernel)
+
+  def contracted():
+    # A new function each time: traces are cached by it.
+    equations = jax.make_jaxpr(lambda *given: gradient(*given))(kernel, x).jaxpr.eqns
+    dots = [e for e in equations if e.primitive.name == "dot_general"]
+    return {len(e.params["dimension_numbers"][0][0]) for e in dots}
+
+  np.testing.assert_allclose(layer.apply({"params": {"kernel": kernel}}, x), x @ kernel, atol=1e-6)
+  np.testing.assert_allclose(gradient(kernel, x), np.einsum("bnd,bne->de", x, dy), atol=2e-6)
+  assert contracted() == {1}
+  monkeypatch.setattr(layers, "compiled_platform", lambda: "tpu")
+  assert max(contracted()) == 2
+
+
 def test_layer_norm_epsilon_and_two_pass_variance():
   norm = layers.layer_norm("norm", 1e-6, jnp.float32)
   apply = lambda x: norm.apply(norm.init(KEY, x), x)  # noqa: E731
@@ -391,7 +422,7 @@ def test_drop_equals_blocking_attention_to_hidden_places(axes):
   np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["sincos", "learned", "none"])
+@pytest.mark.parametrize("kind", ["sincos", "learned", "rotary", "none"])
 def test_permuting_tokens_with_positions_permutes_outputs(axes, kind):
   encoder, params, x = build(**axes, positions=kind)
   n = math.prod(encoder.grid(x.shape[1:-1]))

@@ -90,8 +90,8 @@ def test_the_table_has_the_untrained_encoder_beside_the_run(said):
 
 def test_features_of_an_array(said):
   text = starting(said, "load(WORKDIR)")
-  assert "step 6; wants uint8 of shape [b, 32, 32, 3]" in text
-  assert "pooled (16, 32) patches (16, 64, 32)" in text
+  assert "step 6; wants uint8 of shape [b, 24, 24, 3]" in text
+  assert "pooled (16, 32) patches (16, 36, 32)" in text
   assert len(re.findall(r"1\. ", text)) >= 4 and "nan" not in text
 
 

@@ -216,7 +216,7 @@ def test_images_of_many_sizes_need_a_canvas(folder):
     (dict(canvas=(64, 64)), "data.canvas is where data.views start"),
     (
       dict(views_on="device", views=dict(name="ssljax.data.views.resize_crop", size=(32, 32))),
-      "made on the host only; on the device there are crop_flip, keep, two_views",
+      "made on the host only; on the device there are crop_flip, keep, multi_crop, two_views",
     ),
     (
       dict(hidden_on="device", hidden=dict(name="ssljax.data.masking.block")),

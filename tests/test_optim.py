@@ -1,5 +1,7 @@
 """Schedules at hand-computed points, the clip factor, and which parameters decay."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ import pytest
 import tiny
 
 from ssljax import config as config_lib
+from ssljax import groups, optim, schedules
 from ssljax import job as job_lib
-from ssljax import optim, schedules
 
 EPOCH = 1_281_167 // 4096  # 312 steps
 
@@ -81,7 +83,31 @@ def test_moving_values():
     schedules.moving(dict(schedule="linear", start=0.0, end=1.0))
 
 
+def test_moving_values_held_for_an_epoch():
+  """DINO's teacher temperature: linspace(.04, .07, 30) over epochs of 7 steps, then constant."""
+  spec = dict(schedule="linear", start=0.04, end=0.07, steps=29 * 7, every=7)
+  found = at(schedules.moving(spec), range(0, 40 * 7, 3))
+  each = np.concatenate([np.linspace(0.04, 0.07, 30), np.full(10, 0.07)])
+  np.testing.assert_allclose(found, each[np.arange(0, 280, 3) // 7], rtol=1e-5)
+  with pytest.raises(ValueError, match="every must be a positive whole number"):
+    schedules.moving(spec | dict(every=0))
+
+
 # Clipping
+
+
+def test_each_tensor_is_clipped_by_its_own_norm():
+  grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([[12.0]]), "c": jnp.zeros(2)}
+  clipped, _ = optim.clip_tensor_norms(6.0).update(grads, optax.EmptyState())
+  np.testing.assert_array_equal(clipped["a"], grads["a"])
+  np.testing.assert_allclose(clipped["b"], 6.0, rtol=1e-6)
+  np.testing.assert_array_equal(clipped["c"], 0)
+  parts = {"encoder": grads, "head": {"d": jnp.array([5.0])}}  # of norm 13 and 5
+  clipped, _ = optim.clip_part_norms(6.5).update(parts, optax.EmptyState())
+  np.testing.assert_allclose(clipped["encoder"]["b"], 6.0, rtol=1e-6)
+  np.testing.assert_array_equal(clipped["head"]["d"], 5.0)
+  with pytest.raises(ValueError, match="clip_by 'block' is none of global, part, tensor"):
+    optim.adamw(lambda step: 0.1, clip=1.0, clip_by="block")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +184,119 @@ def test_decay_is_multiplied_by_the_rate_and_spares_the_rest():
     params = optax.apply_updates(params, updates)
 
 
+def test_decay_may_follow_a_schedule():
+  params = {"kernel": jnp.ones((2, 2))}
+  tx = optim.adamw(lambda step: 0.1, weight_decay=lambda step: 0.5 * (step + 1))
+  state = tx.init(params)
+  for decay in (0.5, 1.0):
+    updates, state = tx.update({"kernel": jnp.zeros((2, 2))}, state, params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * decay, rtol=1e-6)
+
+
+def test_rates_fall_towards_the_stem():
+  """DINOv2: .9 a layer, from the heads down, and a fifth of that for the patches' layer."""
+  leaf = jnp.ones((2, 2))
+  blocks = {f"block_{i}": {"attn": {"kernel": leaf}} for i in range(2)}
+  encoder = {"stem": {"kernel": leaf}, "positions": leaf, "blocks": blocks, "norm": {"scale": leaf}}
+  params = {"encoder": encoder, "head": {"kernel": leaf}, "mask_token": leaf[0]}
+  tx = groups.layered(0.9, 0.2)
+  found, _ = tx.update(params, tx.init(params), params)
+  first = 0.9**3
+  np.testing.assert_allclose(found["encoder"]["stem"]["kernel"], 0.2 * first, rtol=1e-6)
+  np.testing.assert_allclose(found["encoder"]["positions"], first, rtol=1e-6)
+  np.testing.assert_allclose(found["mask_token"], first, rtol=1e-6)
+  for i, factor in enumerate((0.81, 0.9)):
+    kernel = found["encoder"]["blocks"][f"block_{i}"]["attn"]["kernel"]
+    np.testing.assert_allclose(kernel, factor, rtol=1e-6)
+  np.testing.assert_array_equal(found["encoder"]["norm"]["scale"], 1)
+  np.testing.assert_array_equal(found["head"]["kernel"], 1)
+
+
+# Frozen for a while, and on the sphere
+
+HEAD = {"head": {"last_layer": {"kernel": jnp.ones((3, 2))}, "mlp": jnp.ones((3, 2))}}
+
+
+def frozen_run(how: str, make=optim.adamw, steps: int = 6, **given):
+  """Parameters and states of six steps of gradients 1, the last layer being held for four; rates
+  are 1, 2, … hundredths."""
+  schedule = lambda step: 0.01 * (step + 1)  # noqa: E731
+  by = {} if how == "" else dict(freeze_by=how)
+  tx = make(schedule, freeze=("last_layer",), freeze_steps=4, **by, **given)
+  params, found = HEAD, []
+  state, update = tx.init(params), jax.jit(tx.update)
+  for _ in range(steps):
+    updates, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+    params = optax.apply_updates(params, updates)
+    found.append((params["head"]["last_layer"]["kernel"], params["head"]["mlp"], state))
+  return found
+
+
+@pytest.mark.parametrize("how", ["gradient", "rate"])
+def test_a_frozen_last_layer_stays_to_the_bit(how):
+  found = frozen_run(how, weight_decay=0.5)
+  for last, _, _ in found[:4]:
+    np.testing.assert_array_equal(last, np.ones((3, 2)))
+  assert np.abs(found[0][1] - 1).min() > 1e-3  # the others move
+  assert (found[4][0] < 1 - 0.04).all()  # at the rate of the run, 0.05, not that of its own start
+
+
+def test_without_a_gradient_moments_and_counter_wait():
+  """The first update after the freeze has size 1·rate, as in PyTorch where there is no gradient;
+  with moments that gather, gradients 1, 1, … give the same, gradients 0, then 1, do not."""
+  found = frozen_run("gradient", weight_decay=0.0)
+  moments = [x for x in jax.tree.leaves(found[3][2]) if x.shape == (3, 2)]
+  assert sum(not np.asarray(x).any() for x in moments) == 2 and len(moments) == 4
+  np.testing.assert_allclose(found[4][0], 1 - 0.05, rtol=1e-6)
+  np.testing.assert_allclose(found[5][0], 1 - 0.05 - 0.06, rtol=1e-6)
+  gathered = frozen_run("rate", weight_decay=0.0)[3][2]
+  assert all(np.asarray(x).any() for x in jax.tree.leaves(gathered) if x.shape == (3, 2))
+
+
+@pytest.mark.parametrize("make", [optim.lars, optim.sgd])
+def test_momentum_waits_as_well(make):
+  found = frozen_run("", make, weight_decay=0.0, momentum=0.9)
+  np.testing.assert_array_equal(found[3][0], np.ones((3, 2)))
+  plain, shifted = HEAD["head"]["mlp"], make(lambda step: 0.01 * (step + 5), weight_decay=0.0)
+  state = shifted.init({"kernel": plain})
+  for last, _, _ in found[4:]:
+    updates, state = shifted.update({"kernel": jnp.ones((3, 2))}, state, {"kernel": plain})
+    plain = optax.apply_updates({"kernel": plain}, updates)["kernel"]
+    np.testing.assert_allclose(last, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [optim.adamw, optim.lars, optim.sgd])
+def test_prototypes_stay_on_the_sphere(make):
+  rng = np.random.default_rng(0)
+  start = rng.normal(size=(5, 3)).astype(np.float32)
+  params = {"prototypes": {"kernel": start / np.linalg.norm(start, axis=0)}, "other": start}
+  tx = make(lambda step: 0.1, unit=("prototypes",))
+  plain = make(lambda step: 0.1)
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+  moved = optax.apply_updates(params, tx.update(grads, tx.init(params), params)[0])
+  free = optax.apply_updates(params, plain.update(grads, plain.init(params), params)[0])
+  kernel = free["prototypes"]["kernel"]
+  wanted = kernel / np.linalg.norm(kernel, axis=0)
+  np.testing.assert_allclose(moved["prototypes"]["kernel"], wanted, atol=1e-6)
+  np.testing.assert_array_equal(moved["other"], free["other"])
+
+
+@pytest.mark.parametrize(
+  "given, words",
+  [
+    (dict(freeze=("last",)), "freeze_steps 0 need each other"),
+    (dict(freeze_steps=5), "need each other"),
+    (dict(freeze=("a",), freeze_steps=5, freeze_by="name"), "freeze_by 'name' is none of"),
+    (dict(freeze=("nothing",), freeze_steps=5), "optimizer.freeze nothing is in the name of no"),
+    (dict(unit=("nothing",)), "optimizer.unit nothing is in the name of no"),
+  ],
+)
+def test_mistakes_in_groups_are_named(given, words):
+  with pytest.raises(ValueError, match=words):
+    tx = optim.adamw(lambda step: 0.1, **given)
+    tx.update(HEAD, tx.init(HEAD), HEAD)
+
+
 # SGD and LARS
 
 
@@ -216,3 +355,61 @@ def test_sgd_decays_what_it_says(vectors):
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   np.testing.assert_allclose(updates["kernel"], -0.05)
   np.testing.assert_allclose(updates["bias"], -0.05 if vectors else 0.0)
+
+
+# Groups
+
+
+def test_groups_have_rates_and_decays_of_their_own():
+  """Against each group's optimizer alone, over steps of a moving rate."""
+  params = {"encoder": {"stem": {"w": jnp.ones((3, 2))}, "block": {"w": jnp.ones((3, 2))}}}
+  params |= {"predictor": {"w": jnp.full((2, 2), 2.0)}, "probe": {"w": jnp.ones((2, 2))}}
+  rate = schedules.warmup_cosine(10, 1, base=0.1, per=0, warmup_steps=2)
+  groups = {
+    "encoder": dict(weight_decay=0.5), "encoder/stem": dict(factor=0), "predictor": dict(hold=2),
+    "probe": dict(factor=3.0),
+  }  # fmt: skip
+  tx = optim.sgd(rate, weight_decay=1e-2, groups=groups)
+  alone = {
+    "block": optim.sgd(rate, weight_decay=0.5),
+    "predictor": optim.sgd(lambda step: 0.1, weight_decay=1e-2),
+    "probe": optim.sgd(lambda step: 3 * rate(step), weight_decay=1e-2),
+  }
+  pick = lambda p: {"block": p["encoder"]["block"]} | {k: p[k] for k in ("predictor", "probe")}  # noqa: E731
+  state, ours = tx.init(params), params
+  theirs = pick(params)
+  states = {k: tx.init(theirs[k]) for k, tx in alone.items()}
+  for step in range(4):
+    grads = jax.tree.map(lambda x: jnp.sin(x + step), ours)  # noqa: B023
+    updates, state = tx.update(grads, state, ours)
+    for name, one in alone.items():
+      moved, states[name] = one.update(pick(grads)[name], states[name], theirs[name])
+      theirs[name] = optax.apply_updates(theirs[name], moved)
+    ours = optax.apply_updates(ours, updates)
+    for a, b in zip(jax.tree.leaves(pick(ours)), jax.tree.leaves(theirs)):
+      np.testing.assert_allclose(a, b, rtol=1e-6)
+  np.testing.assert_array_equal(ours["encoder"]["stem"]["w"], params["encoder"]["stem"]["w"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_every_optimizer_has_groups_and_says_what_is_wrong(name):
+  make = functools.partial(getattr(optim, name), lambda step: 0.1)
+  params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+  tx = make(groups={"b": dict(factor=0)})
+  updates, _ = tx.update(params, tx.init(params), params)
+  assert not updates["b"].any() and updates["a"].all()
+  with pytest.raises(ValueError, match="optimizer.groups.b: rate is none of factor, hold"):
+    make(groups={"b": dict(rate=1.0)})
+  with pytest.raises(ValueError, match="optimizer.groups: no parameter lies under c/d"):
+    make(groups={"c/d": dict(factor=0)}).init(params)
+
+
+def test_a_part_beside_the_others_leaves_them_alone():
+  params = {"a": jnp.ones((2, 2)), "probe": jnp.ones(3)}
+  grads = {"a": jnp.full((2, 2), 3.0), "probe": jnp.full(3, 100.0)}
+  inner = optim.sgd(lambda step: 0.1, clip=1.0)
+  tx = groups.beside(inner, probe=optax.sgd(1.0))
+  updates, _ = tx.update(grads, tx.init(params), params)
+  alone, _ = inner.update({"a": grads["a"]}, inner.init({"a": params["a"]}), {"a": params["a"]})
+  np.testing.assert_array_equal(updates["a"], alone["a"])
+  np.testing.assert_allclose(updates["probe"], -100.0)

@@ -15,7 +15,7 @@ import tiny
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ssljax import chips, flops, hlo, main, plan, train
+from ssljax import chips, flops, hlo, main, plan, topology, train
 from ssljax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -261,19 +261,36 @@ def test_memory_traffic_of_a_program_that_is_known():
   assert 30 <= hlo.traffic(text) / (256 * 256 * 4) <= 80
 
 
+@pytest.mark.parametrize(
+  "groups, wanted",
+  [
+    ("{{0,1,2,3},{4,5,6,7}}", 4),
+    ("[4,2]<=[8]", 2),
+    ("[2,4]<=[4,2]T(1,0)", 4),
+    ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_2'}", 2),
+    ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", 8),
+    ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", 2),
+    ("{}", 8),
+  ],
+)
+def test_sizes_of_groups_as_the_compiler_writes_them(groups, wanted):
+  rest = f", channel_id=1, replica_groups={groups}, dimensions={{1}}, use_global_device_ids=true"
+  assert hlo.group_size(rest, 8) == wanted
+
+
 # Topologies and chips
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:", "tpu:8", "v5e:axb", "gpu:8", "cpu:x"])
 def test_a_topology_that_is_none_is_one_line(name):
   with pytest.raises(ValueError, match="is not like v5e:16x16"):
-    plan.topology_devices(name)
+    topology.topology_devices(name)
 
 
 def test_more_cpu_devices_than_there_are():
   jax.devices()  # JAX has begun: later the number of its CPU devices cannot change
   with pytest.raises(ValueError, match="JAX has begun with 8"):
-    plan.topology_devices("cpu:9")
+    topology.topology_devices("cpu:9")
 
 
 def test_chips_and_their_links():
@@ -342,5 +359,6 @@ def test_a_tiny_step_for_a_tpu():
   assert found["bound_by"] in ("compute", "memory", "links") and found["chip_hours"] > 0
   kinds = {kind.split()[0] for kind in found["sent_bytes"]}
   assert "all-gather" in kinds and "<- the bound" in done.stdout
-  # Weights are gathered as bfloat16, not as the float32 that they are kept in.
-  assert np.isclose(found["sent_bytes"].get("all-gather f32", 0.0), 0.0)
+  # Weights are gathered as bfloat16, not as the float32 that they are kept in. In float32 are the
+  # features [16 32] of whose spread the step tells, three quarters of them from other chips.
+  assert np.isclose(found["sent_bytes"].get("all-gather f32", 0.0), 16 * 32 * 4 * 3 / 4)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,37 @@ def test_resumes_on_another_number_of_devices_and_sharded(dead, straight, tmp_pa
   for row, other in zip(here, there):
     for key in row.keys() & {"step", "train/loss", "eval/heldout/loss"}:
       np.testing.assert_allclose(row[key], other[key], rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(straight, tmp_path):
+  """Real processes on a file system of 16 MB, in a name space of its own."""
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mount = f"mount -t tmpfs -o size=16m tmpfs {disk}"
+  apart = ["unshare", "-Urm", "sh", "-c"]
+  if shutil.which("unshare") is None or subprocess.run([*apart, mount]).returncode:
+    pytest.skip("mounting is not allowed here")
+
+  def command(place):
+    return f"{sys.executable} {RUNNER} {place} {' '.join(arguments('mae', disk / 'run'))}"
+
+  script = (
+    f"{mount} && {command('fill:3')} >{tmp_path}/first 2>&1; echo $? >>{tmp_path}/first;"
+    f" cp -r {disk}/run {tmp_path}/full; rm {disk}/filler;"
+    f" {command('none')} >{tmp_path}/second 2>&1; echo $? >>{tmp_path}/second;"
+    f" cp -r {disk}/run {tmp_path}/done"
+  )
+  subprocess.run([*apart, script], check=True)
+  first, second = ((tmp_path / name).read_text() for name in ("first", "second"))
+  assert first.endswith("\n1\n"), first[-2000:]
+  # What tensorstore's threads print of the event loop that they lost may stand on the same line.
+  said = re.findall(r"error: cannot write a checkpoint to (.*)", first)
+  assert len(said) == 1 and said[0].startswith(f"{disk}/run/checkpoints: "), first[-3000:]
+  assert "No space left on device" in said[0]
+  assert checkpoint.load(tmp_path / "full").step == 2
+  assert second.endswith("\n0\n") and "resumed at step 2" in second, second[-2000:]
+  assert_same_to_the_last_bit(tmp_path / "done", straight["mae"])
 
 
 def test_a_signal_between_looking_and_leaving_loses_nothing(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Where arrays live: the placement rule, rows of the batch, and the same losses everywhere."""
 
+import collections
 import types
 
 import jax
@@ -10,9 +11,10 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from ssljax import config as config_lib
+from ssljax import hlo, sharding, train
 from ssljax import job as job_lib
-from ssljax import sharding, train
 from ssljax.models import layers
+from ssljax.models.vit import vit
 
 
 def spec(shape, devices=8, placement="full", min_size=64, dtype="float32"):
@@ -193,6 +195,41 @@ def test_the_replica_axis_holds_whole_copies_and_shares_the_batch():
   )
   assert found["x"].shard_shape((64, 64)) == (16, 64)
   assert sharding.batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)
+
+
+def test_what_the_tensor_axis_sends():
+  """The compiled gradient of a ViT whose blocks lie on two devices each: two sums of activations
+  forward and two backward in every block (Shoeybi et al. 2019, 1909.08053), and no weight is
+  gathered. What their layout would not need: the columns of `qkv` lie q, k, v and not by heads, so
+  that a half of them is no half of the heads, and the activations are gathered once each way."""
+  d, mesh = 64, sharding.make_mesh(tensor=2)
+  encoder = vit(width=d, depth=2, heads=4, patch=(4, 4), scan=True)
+  x = jax.ShapeDtypeStruct((16, 16, 16, 3), "float32", sharding=sharding.batch_sharding(mesh))
+  params = jax.eval_shape(encoder.init, jax.random.key(0), x)["params"]
+  where = sharding.state_shardings(params, mesh, placement="replicated", min_size=1)
+  for name, split in (("attn/qkv", 1), ("attn/proj", 0), ("mlp/fc1", 1), ("mlp/fc2", 0)):
+    part, layer = name.split("/")
+    for block in ("block_0", "block_1"):
+      kernel, place = (tree["blocks"][block][part][layer]["kernel"] for tree in (params, where))
+      halved = [side // (2 if axis == split else 1) for axis, side in enumerate(kernel.shape)]
+      assert list(place.shard_shape(kernel.shape)) == halved
+  given = jax.tree.map(
+    lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, where
+  )
+
+  def loss(params, x):
+    return jnp.square(encoder.apply({"params": params}, x)["pooled"]).mean()
+
+  with jax.set_mesh(mesh):
+    step = jax.jit(jax.grad(loss), out_shardings=where).lower(given, x).compile()
+  program, found = hlo.parse(step.as_text()), collections.Counter()
+  for name, count in hlo.times(program)[0].items():
+    for one in program.computations.get(name, []):
+      kind = one.op.removesuffix("-start")
+      if kind in hlo.COLLECTIVES and hlo.group_size(one.rest, 8) == 2:
+        found[kind, sum(n for _, n in hlo.pieces(one.type))] += count
+  activations = (16 // 4) * 17 * d * 4  # bytes of the rows of one pair of devices
+  assert found == {("all-reduce", activations): 8, ("all-gather", 3 * activations): 4}
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,42 @@ ENCODER = dict(name="ssljax.models.vit", width=32, depth=2, heads=2, patch=(4, 4
 RESNET = dict(
   name="ssljax.models.resnet", variant="18", stem="cifar_pool", width=8, blocks=(1, 1, 1)
 )
+CONVNEXT = dict(
+  name="ssljax.models.convnext", stem=2, blocks=(1, 1, 1), widths=(8, 16, 32), layer_scale=0.1,
+  drop_path=0.1,
+)  # fmt: skip
 TWO_VIEW = dict(
   name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.nt_xent", temperature=0.5),
   projector=(32, 16),
 )  # fmt: skip
+IMAGE_TEXT = dict(
+  name="ssljax.methods.image_text", width=16,
+  text_encoder=dict(name="ssljax.models.text", width=32, depth=1, heads=2),
+)  # fmt: skip
+TEXTS = dict(text=dict(name="ssljax.data.text.captions", length=12, vocabulary=300))
 RELATIVE = dict(positions="relative", qkv_bias="qv", layer_scale=0.1, pool="mean")
+NO_CLASS = dict(class_token=False, pool="mean", init_kernels="normal")
+LATENT = dict(
+  name="ssljax.methods.latent_prediction", predictor_width=32, predictor_depth=1,
+  teacher_momentum=0.9,
+)  # fmt: skip
+MULTIBLOCK = dict(hidden=dict(name="ssljax.data.multiblock"))
 # Mild views: a tiny network sees in some dozen steps that they belong together.
 PAIR = dict(
   name="ssljax.data.views.two_views", size=(32, 32), scale=(0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.05),
   blur=(0.5, 0.1), solarize=(0.0, 0.2),
 )  # fmt: skip
 PAIRED = dict(views=PAIR)
+CROPS = dict(
+  name="ssljax.data.views.multi_crop", size=(32, 32), scale=(0.5, 1.0), local_views=2,
+  local_size=(16, 16), local_scale=(0.2, 0.5), jitter=(0.2, 0.2, 0.2, 0.05), blur_kernel=3,
+)  # fmt: skip
+DINO = dict(
+  name="ssljax.methods.self_distillation", prototypes=24, head_hidden=32, head_bottleneck=16,
+  head_start="torch", momentum=0.9,
+)  # fmt: skip
+SWAV = dict(name="ssljax.methods.swav", projector=(32, 16), prototypes=24)
+LOCAL = dict(positions="learned", positions_size=(32, 32), positions_resize="offset")
 
 # One line a method: (arguments of the encoder, of the method, keys of `data`).
 METHODS: dict[str, tuple[dict, dict, dict]] = {
@@ -45,6 +70,7 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   ),
   "simclr": (RESNET, TWO_VIEW | dict(norm_views="together", projector_last="scale"), PAIRED),
   "simclr_vit": (dict(drop_path=0.1), TWO_VIEW | dict(projector_norm="none"), PAIRED),
+  "simclr_convnext": (CONVNEXT, TWO_VIEW | dict(projector_norm="none"), PAIRED),
   "barlow_twins": (
     {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.barlow_twins"), loss_scale=0.1), PAIRED
   ),
@@ -57,23 +83,111 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
+  "byol": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.normalized_l2"), loss_scale=2.0, projector_bias="hidden",
+      predictor=(32, 16), predictor_bias="hidden", target="teacher", momentum=0.9,
+    ),
+    PAIRED,
+  ),
+  "simsiam": (
+    RESNET,
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.negative_cosine"), projector=(32, 32, 32),
+      projector_last="plain", projector_bias="none", predictor=(16, 32), target="stopped",
+    ),
+    PAIRED,
+  ),
+  "mocov3": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.info_nce_inbatch", temperature=0.2), loss_scale=0.8,
+      projector=(32, 32, 16), projector_last="plain", projector_bias="none", predictor=(32, 16),
+      predictor_last="plain", predictor_bias="none", target="teacher", momentum=0.9,
+    ),
+    PAIRED,
+  ),
+  "dino": (LOCAL | dict(drop_path=0.1), DINO, dict(views=CROPS)),
+  "dino_resnet": (RESNET, DINO, dict(views=CROPS)),
+  "ibot": (
+    {},
+    DINO | dict(patch_weight=1.0),
+    dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks")),
+  ),
+  "dinov2": (
+    dict(registers=2, layer_scale=0.1),
+    DINO | dict(
+      balance="sinkhorn", head_gain="trained", patch_weight=1.0, patch_head="separate",
+      patch_center="hidden", koleo_weight=0.1,
+    ),
+    dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks", min_area=4)),
+  ),
+  "swav": (RESNET, SWAV, dict(views=CROPS)),
+  "swav_queue": ({}, SWAV | dict(queue=32, queue_from=1), dict(views=CROPS)),
+  "lejepa": (
+    {},
+    dict(
+      name="ssljax.methods.lejepa", projector=(32, 16), weight=0.1, directions=64, center="first"
+    ),
+    PAIRED,
+  ),
+  "lejepa_resnet": (
+    RESNET, dict(name="ssljax.methods.lejepa", projector=(32, 16), directions=64), PAIRED
+  ),
+  "capi": (
+    dict(drop_path=0.1, registers=1),
+    dict(
+      name="ssljax.methods.capi", clusters=24, predictor_depth=1, teacher_rate=0.1,
+    ),
+    dict(hidden=dict(name="ssljax.data.multiblock.rolled", predict=0.2)),
+  ),
+  "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
+  "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
+  "data2vec2": (
+    dict(norm="post", init_kernels="normal"),
+    LATENT | dict(
+      predictor="convolution", predictor_width=32, predictor_depth=2, predictor_groups=4,
+      noise=0.01, target_layers=2, loss="l2", class_weight=0.1, evaluate="student",
+    ),
+    dict(hidden=dict(name="ssljax.data.multiblock.contexts", clones=2)),
+  ),
+  "clip": (dict(drop_path=0.1), IMAGE_TEXT, TEXTS),
+  "siglip": (
+    dict(pool="mean"), IMAGE_TEXT | dict(loss="siglip", project="text", scale=10.0), TEXTS
+  ),
+  "slip": (
+    {},
+    IMAGE_TEXT | dict(projector=(32, 16)),
+    TEXTS | dict(views=dict(name="ssljax.data.slip_views", size=(32, 32), scale=(0.6, 1.0))),
+  ),
+  "flip": (
+    dict(pool="mean"),
+    IMAGE_TEXT | dict(name="ssljax.methods.image_text.flip", scale=10.0),
+    TEXTS | dict(hidden=dict(name="ssljax.data.masking.random", ratio=0.5)),
+  ),
 }  # fmt: skip
 
 
-TWO_VIEWS = [name for name, (_, spec, _) in METHODS.items() if spec["name"].endswith("two_view")]
+# Methods whose examples meet only in the mean of their losses.
+ALONE = ("masked", "latent_prediction")
+COUPLED = [name for name, (_, spec, _) in METHODS.items() if not spec["name"].endswith(ALONE)]
 
 
 def config(method: str = "mae", **changes: Any) -> dict:
   """A plain config of a tiny run on data in memory; `changes` replace top-level keys, and dicts
   among them are merged one level deep."""
   encoder, spec, data = copy.deepcopy(METHODS[method])
+  source = images(64)
+  if "text" in data:
+    source["text"] = np.array([f"square {i % 4} of shade {i}" for i in range(64)])
   base = dict(
     seed=0,
     total_steps=6,
     batch_size=16,
     encoder=encoder if "name" in encoder else ENCODER | encoder,
     method=spec,
-    data=dict(source=images(64), eval_train="", eval_test="") | data,
+    data=dict(source=source, eval_train="", eval_test="") | data,
     optimizer=dict(name="ssljax.optim.adamw", clip=1.0),
     schedule=dict(name="ssljax.schedules.warmup_cosine", base=1e-2, per=0, warmup_steps=2),
     checkpoint=dict(every=2, keep=2),

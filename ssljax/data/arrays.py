@@ -7,11 +7,15 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
+from ssljax.data.files import text_digest
 from ssljax.data.sources import Source, check_labels, check_split, take, unknown
+
+ROLES = ("image", "label", "text")  # keys of arrays
 
 
 def open_mapping(arrays: Mapping, where: str, channels: int) -> Source:
-  """`{"image": [N h w c] or [N h w], "label": [N]}` as a source; the images are not copied."""
+  """`{"image": [N h w c] or [N h w], "label": [N], "text": [N]}` as a source, label and text
+  where there are any; the images are not copied."""
   if "image" not in arrays:
     raise ValueError(
       unknown("images: key 'image' is missing", "image", list(arrays), f"in {where}")
@@ -34,6 +38,7 @@ def open_mapping(arrays: Mapping, where: str, channels: int) -> Source:
       f"{where} has {found} channels, but channels={channels} is asked for: set channels={found}"
     )
   labels = check_labels(arrays.get("label"), len(image), where)
+  texts = check_texts(arrays.get("text"), len(image), where)
 
   def fetch(index):
     part = image[np.asarray(index)]
@@ -52,11 +57,26 @@ def open_mapping(arrays: Mapping, where: str, channels: int) -> Source:
       "shape": list(image.shape[1:]),
       "dtype": str(image.dtype),
       "digest": digest(image, labels),
+      **({} if texts is None else {"texts": text_digest(texts)}),
     },
     dtype=str(image.dtype),
     channels=channels,
     shape=(*image.shape[1:3], channels),
+    captions=None if texts is None else (lambda index: [(texts[int(i)],) for i in index]),
   )
+
+
+def check_texts(texts, size: int, where: str) -> list[str] | None:
+  """Texts as a list of strings, one an image, or None; a wrong length or type is an error."""
+  if texts is None:
+    return None
+  found = np.asarray(texts)
+  if found.shape != (size,) or found.dtype.kind != "U":
+    raise ValueError(
+      f"texts of {where} are {found.dtype} of shape {found.shape}: one string for each of the"
+      f" {size} images is needed"
+    )
+  return found.tolist()
 
 
 def digest(image: np.ndarray, labels: np.ndarray | None, limit: int = 2**26) -> str:
@@ -74,23 +94,23 @@ def digest(image: np.ndarray, labels: np.ndarray | None, limit: int = 2**26) -> 
 
 
 def open_npz(rest: str, split: str, channels: int, cache_dir: str | None = None) -> Source:
-  """`npz:FILE` with keys image and label, or `npz:FILE?image=KEY&label=KEY`. Its only split is
-  "train"."""
+  """`npz:FILE` with keys image, label and text, or `npz:FILE?image=KEY&label=KEY&text=KEY`. Its
+  only split is "train"."""
   path, _, query = rest.partition("?")
   asked = {k: v[-1] for k, v in parse_qs(query).items()}
   for key in asked:
-    if key not in ("image", "label"):
-      raise ValueError(unknown("key", key, ("image", "label"), f"after ? in npz:{rest}"))
+    if key not in ROLES:
+      raise ValueError(unknown("key", key, ROLES, f"after ? in npz:{rest}"))
   if not os.path.isfile(path):
     raise FileNotFoundError(f"npz:{path}: there is no such file")
   try:
     with np.load(path, allow_pickle=False) as stored:
-      for role in ("image", *(["label"] if "label" in asked else [])):
+      for role in [r for r in ROLES if r == "image" or r in asked]:
         if asked.get(role, role) not in stored.files:
           raise KeyError(
             unknown("key", asked.get(role, role), stored.files, f"({role}) in npz:{path}")
           )
-      names = {role: asked.get(role, role) for role in ("image", "label")}
+      names = {role: asked.get(role, role) for role in ROLES}
       arrays = {role: stored[name] for role, name in names.items() if name in stored.files}
   except KeyError as error:
     raise ValueError(error.args[0]) from None
@@ -101,7 +121,7 @@ def open_npz(rest: str, split: str, channels: int, cache_dir: str | None = None)
 
 
 def open_digits(kind: str, split: str, channels: int) -> Source:
-  """`digits` (8x8, grey, 0..255) or `digits_photo` (32x32 RGB), splits "train" and "test"."""
+  """`digits` (8x8, grey, 0..255) or `digits_photo` (24x24 RGB), splits "train" and "test"."""
   name = check_split(split, ("train", "test"), kind)
   if kind == "digits":
     image, label = digits(name)

@@ -5,7 +5,7 @@ example.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +14,45 @@ from ssljax.data import order
 
 
 class Hidden(NamedTuple):
-  """`draw(seed, epoch, index [b]) -> bool [b n]`, with `count` hidden places in each row."""
+  """`draw(seed, epoch, index [b]) -> bool [b n]`, with `count` hidden places in each row; with
+  `views` it is [b views n], each row with at most `count`.
+
+  Where a method needs more than one set of places, `leaves` names them with the shape of one
+  example, and `draw` returns them by name, int32: {"context": [b c k], "targets": [b c m t]} has c
+  contexts of k visible places each, and m lists of t places that each of them is to predict.
+  """
 
   draw: Callable
   count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
   grid: tuple[int, ...]
+  views: int = 0
+  leaves: Mapping[str, tuple[int, ...]] | None = None
+
+  def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of one example's leaves of the batch."""
+    if self.leaves is None:
+      places = math.prod(self.grid)
+      return {"hidden": ((self.views, places) if self.views else (places,), "bool")}
+    return {name: (tuple(shape), "int32") for name, shape in self.leaves.items()}
+
+  def batch(self, seed: int, epoch, index) -> dict[str, np.ndarray]:
+    """The leaves of a batch by name."""
+    drawn = self.draw(seed, epoch, index)
+    return {"hidden": drawn} if self.leaves is None else drawn
+
+  def shown(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the encoder does not see of each example, of several contexts the first: bool [b n]."""
+    if self.leaves is None:
+      return batch["hidden"]
+    context = np.asarray(batch["context"])[:, 0]
+    hidden = np.ones((len(context), math.prod(self.grid)), bool)
+    np.put_along_axis(hidden, context, False, axis=1)
+    return hidden
 
 
-def generators(seed: int, epoch, index) -> list[np.random.Generator]:
-  """One generator for each example: keyed by (seed, epoch, index, "hidden")."""
-  keys = order.keys(seed, epoch, np.atleast_1d(index), "hidden")
+def generators(seed: int, epoch, index, name: str = "hidden") -> list[np.random.Generator]:
+  """One generator for each example: keyed by (seed, epoch, index, name)."""
+  keys = order.keys(seed, epoch, np.atleast_1d(index), name)
   return [np.random.Generator(np.random.Philox(key=key)) for key in keys]
 
 
@@ -122,21 +151,71 @@ def block(
 
   def draw(seed, epoch, index):
     streams = generators(seed, epoch, index)
-    hidden = _boxes(streams, grid, count, min_area, aspect).reshape(len(streams), places)
-    noise = np.stack([g.random(places) for g in streams])
-    rank = np.argsort(np.argsort(noise + hidden, axis=1), axis=1)
-    return hidden | (rank < (count - hidden.sum(1))[:, None])
+    counts = np.full(len(streams), count)
+    return _completed(streams, _boxes(streams, grid, counts, min_area, aspect), counts)
 
   return Hidden(draw, count, grid)
 
 
-def _boxes(streams, grid, count, min_area, aspect, rounds=32, tries=10) -> np.ndarray:
-  """BEiT's boxes for the whole batch at once: bool [b g1..gr], at most `count` hidden in each."""
+def view_blocks(
+  grid: Sequence[int],
+  *,
+  views: int = 2,
+  ratio: Sequence[float] = (0.1, 0.5),
+  probability: float = 0.5,
+  min_area: int = 0,
+  aspect: float = 0.3,
+  exact: bool = False,
+) -> Hidden:
+  """Boxes in some of several views of each image, [b views n]: a view hides nothing, or with
+  `probability` at most a share of its places that is drawn from `ratio`.
+
+  iBOT's sampler (Zhou et al. 2021, 2111.07832), with min_area 0 for (shortest side // 3)². DINOv2's
+  (2304.07193) is min_area 4; it hides places in exactly half of a batch's views and draws their
+  shares from strata, here each view draws for itself, so that it does not depend on its neighbours.
+  exact: single random places complete the boxes to the share, as in DINOv3.
+  """
+  grid = _checked(grid)
+  places, min_area = math.prod(grid), min_area or (min(grid) // 3) ** 2
+  if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < 1:
+    raise ValueError(f"view_blocks ratio {tuple(ratio)}: (low, high) with 0 < low <= high < 1")
+  if not 0 < probability <= 1:
+    raise ValueError(f"view_blocks probability {probability} is not in (0, 1]")
+  if not 0 < aspect <= 1 or views < 1:
+    raise ValueError(f"view_blocks aspect {aspect} is not in (0, 1], or views {views} below 1")
+  most = int(places * ratio[1])
+  if not 0 < most:
+    raise ValueError(f"view_blocks ratio {tuple(ratio)} hides no place of the grid {grid}")
+
+  def view(seed, epoch, index, number):
+    streams = generators(seed, epoch, index, f"hidden {number}" if number else "hidden")
+    u = np.stack([g.random(2) for g in streams])
+    share = ratio[0] + (ratio[1] - ratio[0]) * u[:, 1]
+    counts = np.where(u[:, 0] < probability, (places * share).astype(int), 0)
+    hidden = _boxes(streams, grid, counts, min_area, aspect)
+    return _completed(streams, hidden, counts if exact else np.zeros_like(counts))
+
+  def draw(seed, epoch, index):
+    return np.stack([view(seed, epoch, index, number) for number in range(views)], axis=1)
+
+  return Hidden(draw, most, grid, views)
+
+
+def _completed(streams, hidden, counts) -> np.ndarray:
+  """Single random places until each row has `counts` [b] of them: bool [b g1..gr] -> [b n]."""
+  hidden = hidden.reshape(len(hidden), -1)
+  noise = np.stack([g.random(hidden.shape[1]) for g in streams])
+  rank = np.argsort(np.argsort(noise + hidden, axis=1), axis=1)
+  return hidden | (rank < (counts - hidden.sum(1))[:, None])
+
+
+def _boxes(streams, grid, counts, min_area, aspect, rounds=32, tries=10) -> np.ndarray:
+  """BEiT's boxes for the whole batch at once: bool [b g1..gr], at most `counts` [b] hidden."""
   coordinates = np.meshgrid(*map(np.arange, grid), indexing="ij")
   hidden = np.zeros((len(streams), *grid), bool)
-  left = np.full(len(streams), count)
+  left = np.broadcast_to(counts, len(streams)).copy()
   failed = np.zeros(len(streams), int)
-  active = np.arange(len(streams))
+  active = np.flatnonzero(left > 0)
   while len(active):
     draws = np.stack([streams[i].random((rounds, 2 * len(grid))) for i in active], axis=1)
     for u in draws:

@@ -17,6 +17,7 @@ from ssljax.data.masking import Hidden
 from ssljax.data.moments import moments
 from ssljax.data.order import Plan
 from ssljax.data.sources import Source
+from ssljax.data.text import Captions
 from ssljax.data.views import View, Views, recipe_of
 
 __all__ = ["MAX_PIXELS", "Batches", "batches", "examples", "moments"]
@@ -105,12 +106,14 @@ def batches(
   shuffle: bool = True,
   steps: int | None = None,
   images: bool = True,
+  text: Captions | None = None,
 ) -> Batches:
   """Training batches from global step `start_step` on: endless, or `steps` of them.
 
   batch_size is global; `rows` are the rows of it that this host supplies (None: all). Leaves:
   image [b h w c] in the source's dtype, or those of the recipe (such as views [b v h w c]), index
-  int32 [b], label int32 [b] if the source has labels, hidden bool [b n]. Unreadable images are
+  int32 [b], label int32 [b] if the source has labels, hidden bool [b n], text int32 [b l] with
+  `text`. Unreadable images are
   replaced in place by a candidate that depends on the place alone, and listed. workers: threads
   that decode (0: one per core). images: False leaves them out, for those who have them elsewhere.
   """
@@ -131,7 +134,7 @@ def batches(
     stream = _stream(source, plan, start_step, last, seed, views, channels, workers, max_pixels)
   else:
     stream = _arrays(source, plan, start_step, last, images=False), {}
-  return _ahead(source, stream, seed, hidden)
+  return _ahead(source, stream, seed, hidden, text)
 
 
 def _stream(
@@ -167,8 +170,8 @@ def _arrays(source, plan, first, last, images=True):
     step += 1
 
 
-def _ahead(source, stream, seed, hidden, valid_rows=None) -> Batches:
-  """Batches with labels and hidden places, made in the thread that runs ahead."""
+def _ahead(source, stream, seed, hidden, text, valid_rows=None) -> Batches:
+  """Batches with labels, hidden places and texts, made in the thread that runs ahead."""
   stream, damaged = stream
 
   def produce():
@@ -180,7 +183,9 @@ def _ahead(source, stream, seed, hidden, valid_rows=None) -> Batches:
       if labels is not None:
         batch["label"] = np.asarray(labels, np.int32)
       if hidden is not None:
-        batch["hidden"] = hidden.draw(seed, plan.epoch, plan.index)
+        batch |= hidden.batch(seed, plan.epoch, plan.index)
+      if text is not None:
+        batch["text"] = text.draw(source, seed, plan.epoch, plan.index, batch.get("label"))
       if valid_rows is not None:
         batch["valid"] = valid & valid_rows(step)
       yield batch
@@ -222,6 +227,7 @@ def examples(
   indices: Sequence[int] | None = None,
   known: dict[str, str] | None = None,
   rows: Sequence[int] | None = None,
+  text: Captions | None = None,
 ) -> Batches:
   """One pass in order (over `indices`, or all): the last batch is padded, `valid` bool [b] says
   which rows count. Of each batch only `rows` are supplied (None: all).
@@ -243,4 +249,5 @@ def examples(
 
   last = -(-len(wanted) // batch_size)
   stream = _stream(source, plan, 0, last, seed, views, channels, workers, max_pixels, known)
-  return _ahead(source, stream, seed, hidden, lambda step: step * batch_size + mine < len(wanted))
+  counts = lambda step: step * batch_size + mine < len(wanted)  # noqa: E731
+  return _ahead(source, stream, seed, hidden, text, counts)

@@ -18,6 +18,7 @@ class Source(NamedTuple):
   (files). `read(index [k])`, where labels lie beside the images in the records, gives (list of
   bytes, labels [k]); otherwise `labels` is int32 [size], or None. `form`: "array", "picture"
   (JPEG, PNG, BMP, WebP) or "npy". `shape` is that of one example if all are equal, else None.
+  `captions(index [k])`, where there are texts, gives k tuples of one or more of them.
   """
 
   name: str
@@ -32,6 +33,7 @@ class Source(NamedTuple):
   channels: int = 3
   shape: tuple[int, int, int] | None = None
   read: Callable | None = None
+  captions: Callable | None = None
   close: Callable = lambda: None
 
   @property
@@ -137,12 +139,14 @@ def take(source: Source, split: str, names) -> Source:
   if (first, last) == (0, source.size):
     return source
   fetch, read, name = source.fetch, source.read, source.example_name
+  captions = source.captions
   return source._replace(
     name=f"{source.name} {split}",
     size=last - first,
     labels=None if source.labels is None else source.labels[first:last],
     fetch=lambda index: fetch(np.asarray(index) + first),
     read=None if read is None else (lambda index: read(np.asarray(index) + first)),
+    captions=None if captions is None else (lambda index: captions(np.asarray(index) + first)),
     example_name=lambda index: name(int(index) + first),
     fingerprint=source.fingerprint | {"first": first, "last": last},
   )

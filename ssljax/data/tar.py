@@ -12,20 +12,23 @@ from ssljax.data.files import Shards, cached_index, text_digest
 from ssljax.data.folder import first_readable
 from ssljax.data.images import EXTENSIONS
 from ssljax.data.sources import Source, check_labels, take
+from ssljax.data.text import caption_of
+
+COLUMNS = ("start", "length", "label", "npy", "key", "text_start", "text_length", "text_json")
 
 
 def open_tar(rest: str, split: str, channels: int, cache_dir: str | None = None) -> Source:
   """Shards by a pattern (`/shards/*.tar`, `/shards/{000..012}.tar`); members KEY.jpg (png, bmp,
-  webp, npy), KEY.cls.
+  webp, npy), KEY.cls, and KEY.txt or KEY.json with a caption.
 
   Members are read in place, never unpacked. The index is built once for each shard and cached.
   """
   name = f"tar:{rest}"
   paths = expand(rest)
-  parts = [cached_index(path, "tar", index_tar, cache_dir) for path in paths]
+  parts = [cached_index(path, "tar_text", index_tar, cache_dir) for path in paths]
   shard = np.repeat(np.arange(len(paths)), [len(p["start"]) for p in parts])
-  start, length, label, npy, key = (
-    np.concatenate([p[k] for p in parts]) for k in ("start", "length", "label", "npy", "key")
+  start, length, label, npy, key, text_start, text_length, text_json = (
+    np.concatenate([p[k] for p in parts]) for k in COLUMNS
   )
   if not len(start):
     raise ValueError(
@@ -45,6 +48,21 @@ def open_tar(rest: str, split: str, channels: int, cache_dir: str | None = None)
   dtype = first_readable((shards.read([i])[0] for i in range(len(start))), form, channels)
   if dtype is None:
     raise ValueError(f"{name}: none of the {len(start)} images can be read")
+  texts = Shards(paths, shard, text_start, text_length)
+
+  def example_name(i):
+    return f"{os.path.basename(paths[shard[int(i)]])}/{key[int(i)].decode()}"
+
+  def captions(index):
+    lacking = np.flatnonzero(text_length <= 0)
+    if len(lacking):
+      raise ValueError(
+        f"{name}: {len(lacking)} of {len(text_length)} images have no .txt or .json member, or an"
+        f" empty one, {example_name(lacking[0])} first"
+      )
+    told = zip(texts.read(index), index)
+    return [caption_of(record, text_json[i], example_name(i)) for record, i in told]
+
   sizes = (f"{os.path.basename(p)}\t{os.path.getsize(p)}" for p in paths)
   source = Source(
     name=name,
@@ -52,7 +70,7 @@ def open_tar(rest: str, split: str, channels: int, cache_dir: str | None = None)
     labels=check_labels(label, len(label), name) if with_label.any() else None,
     encoded=True,
     fetch=shards.read,
-    example_name=lambda i: f"{os.path.basename(paths[shard[int(i)]])}/{key[int(i)].decode()}",
+    example_name=example_name,
     fingerprint={
       "kind": "tar",
       "size": len(start),
@@ -62,7 +80,8 @@ def open_tar(rest: str, split: str, channels: int, cache_dir: str | None = None)
     form=form,
     dtype=dtype,
     channels=channels,
-    close=shards.close,
+    captions=captions if (text_length > 0).any() else None,
+    close=lambda: (shards.close(), texts.close()),
   )
   return take(source, split, ("train",))
 
@@ -88,9 +107,9 @@ def expand(pattern: str) -> list[str]:
 
 
 def index_tar(path: str) -> dict[str, np.ndarray]:
-  """Place and length of every image of a shard and its .cls label (-1 if none), in the order of
-  the file."""
-  images, labels = [], {}
+  """Place and length of every image of a shard, its .cls label and the place of its .txt or .json
+  member (-1 if none), in the order of the file."""
+  images, labels, texts = [], {}, {}
   try:
     with tarfile.open(path, "r:") as shard:
       for member in shard:
@@ -103,6 +122,8 @@ def index_tar(path: str) -> dict[str, np.ndarray]:
           images.append((member.name, key, member.offset_data, member.size))
         elif extension == ".cls":
           labels[key] = _content(shard, member)
+        elif extension == ".txt" or (extension == ".json" and key not in texts):
+          texts[key] = (member.offset_data, member.size, extension == ".json")
       ended = member.offset_data + member.size if images else 0
   except tarfile.ReadError as error:
     raise ValueError(
@@ -111,12 +132,16 @@ def index_tar(path: str) -> dict[str, np.ndarray]:
   if ended > os.path.getsize(path):
     raise ValueError(f"tar shard {path} is cut off: its last member ends at byte {ended}")
   names = [name for name, *_ in images]
+  told = [texts.get(key, (-1, -1, False)) for _, key, *_ in images]
   return {
     "key": np.array([name.encode() for name in names] or [b""])[: len(names)],
     "npy": np.array([name.lower().endswith(".npy") for name in names], bool),
     "start": np.array([start for *_, start, _ in images], np.int64),
     "length": np.array([length for *_, length in images], np.int64),
     "label": np.array([_label(labels.get(key), key, path) for _, key, *_ in images], np.int64),
+    "text_start": np.array([start for start, _, _ in told], np.int64),
+    "text_length": np.array([length for _, length, _ in told], np.int64),
+    "text_json": np.array([is_json for *_, is_json in told], bool),
   }
 
 

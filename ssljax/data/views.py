@@ -11,13 +11,9 @@ from typing import Any, NamedTuple
 
 from ssljax.data import colour as colour_lib
 from ssljax.data.colour import Colour
+from ssljax.data.crop import LARGE, TRIES, inception_window, resize, resize_to, to_dtype
 from ssljax.data.resize import resize as numpy_resize
 from ssljax.data.tensorflow import load
-
-TRIES = 10
-# Pixels of a view from which on its resize goes through NumPy and OpenCV even where nothing
-# shrinks: a call into Python costs more than the whole of a picture of 32 x 32.
-LARGE = 64 * 64
 
 
 class View(NamedTuple):
@@ -134,16 +130,70 @@ def two_views(
   BYOL; solarize_threshold on the 0…1 scale.
   """
   each = dict(jitter_probability=jitter_probability, gray=gray, blur=blur, solarize=solarize)
-  for name, values in each.items():
-    if len(values) != 2 or not all(0 <= p <= 1 for p in values):
-      raise ValueError(f"{name} {tuple(values)}: one probability for each of the 2 views is needed")
-  if not 0 <= flip <= 1:
-    raise ValueError(f"flip {flip}: a probability from 0 to 1 is needed")
+  _probabilities(each, flip, 2, "2 views")
   kernel = colour_lib.kernel_size(_size(size), blur_kernel)
   shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
   pair: list[dict[str, Any]] = [dict(zip(each, values)) for values in zip(*each.values())]
   crops = [_crop(size, scale, ratio, method, flip, Colour(jitter, **one, **shared)) for one in pair]
   return Views({"views": tuple(crops)})
+
+
+def multi_crop(
+  *,
+  size: Sequence[int] = (224, 224),
+  scale: Sequence[float] = (0.4, 1.0),
+  local_views: int = 8,
+  local_size: Sequence[int] = (96, 96),
+  local_scale: Sequence[float] = (0.05, 0.4),
+  ratio: Sequence[float] = (3 / 4, 4 / 3),
+  method: str = "bicubic",
+  flip: float = 0.5,
+  jitter: Sequence[float] = (0.4, 0.4, 0.2, 0.1),
+  jitter_probability: Sequence[float] = (0.8, 0.8, 0.8),
+  gray: Sequence[float] = (0.2, 0.2, 0.2),
+  blur: Sequence[float] = (1.0, 0.1, 0.5),
+  blur_sigma: Sequence[float] = (0.1, 2.0),
+  blur_kernel: int = 13,
+  solarize: Sequence[float] = (0.0, 0.2, 0.0),
+  solarize_threshold: float = 0.5,
+) -> Views:
+  """Two large views of each image and several small ones: `global` [b 2 size c] and, unless
+  local_views is 0, `local` [b local_views local_size c]. Operations in the order of `two_views`.
+
+  The defaults are DINO's (Caron et al. 2021, arXiv 2104.14294). SwAV (2006.09882): six local views,
+  scale (.14, 1), local_scale (.05, .14), jitter (.8, .8, .8, .2), blur .5 and no solarise for all.
+  DINOv2 (2304.07193): scale (.32, 1), local_scale (.05, .32), blur (0, .9, .5), blur_kernel 9.
+
+  jitter_probability, gray, blur, solarize: one probability for the first global view, the second
+  and the local ones. blur_kernel: pixels, odd; 13 is three deviations of the widest blur (Pillow,
+  which DINO and SwAV blur with, does not cut); 0: a tenth of each view's height.
+  """
+  each = dict(jitter_probability=jitter_probability, gray=gray, blur=blur, solarize=solarize)
+  _probabilities(each, flip, 3, "first global, second global and local views")
+  size, local_size = _size(size), _size(local_size)
+  if local_views < 0:
+    raise ValueError(f"local_views {local_views}: 0 or more are needed")
+  if local_views and (local_size[0] > size[0] or local_size[1] > size[1]):
+    raise ValueError(f"local_size {local_size} is larger than the global views' size {size}")
+  sides, scales = (size, size, local_size), (scale, scale, local_scale)
+  crops = []
+  for i, values in enumerate(zip(*each.values())):
+    kernel = colour_lib.kernel_size(sides[i], blur_kernel)
+    shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
+    chosen: dict[str, Any] = dict(zip(each, values))
+    if i < 2 or local_views:
+      colour = Colour(jitter, **chosen, **shared)
+      crops.append(_crop(sides[i], scales[i], ratio, method, flip, colour))
+  local = {"local": (crops[2],) * local_views} if local_views else {}
+  return Views({"global": (crops[0], crops[1])} | local)
+
+
+def _probabilities(each: Mapping[str, Sequence[float]], flip: float, count: int, what: str) -> None:
+  for name, values in each.items():
+    if len(values) != count or not all(0 <= p <= 1 for p in values):
+      raise ValueError(f"{name} {tuple(values)}: one probability for each of the {what} is needed")
+  if not 0 <= flip <= 1:
+    raise ValueError(f"flip {flip}: a probability from 0 to 1 is needed")
 
 
 def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
@@ -206,74 +256,6 @@ def resize_crop(*, size: Sequence[int], resize: int = 0, method: str = "bicubic"
     return tf.ensure_shape(image, [*size, None])
 
   return View(lambda key: {}, finish, size, None, None, finish)
-
-
-def inception_window(height, width, u, scale, ratio):
-  """Torchvision's RandomResizedCrop geometry from uniforms [4 tries]: area, ratio, row, column ->
-  y x h w."""
-  tf = load()
-  h, w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-  area = h * w * (scale[0] + (scale[1] - scale[0]) * u[0])
-  low, high = math.log(ratio[0]), math.log(ratio[1])
-  # Padded to whole vector registers: the kernel's remainder has another exp, and in a batch other
-  # tries would be in the remainder than in an example alone.
-  aspect = tf.exp(tf.pad(low + (high - low) * u[1], [[0, -u.shape[1] % 16]]))[: u.shape[1]]
-  ws, hs = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
-  fits = (ws > 0) & (ws <= w) & (hs > 0) & (hs <= h)
-  first = tf.argmax(fits)
-  # The fallback: the whole image, its longer side cut to the nearest allowed ratio.
-  wf = tf.minimum(w, tf.round(h * ratio[1]))
-  hf = tf.minimum(h, tf.round(w / ratio[0]))
-  some = tf.reduce_any(fits)
-  hc, wc = tf.where(some, hs[first], hf), tf.where(some, ws[first], wf)
-  y = tf.where(some, tf.floor(u[2][first] * (h - hc + 1)), tf.floor((h - hc) / 2))
-  x = tf.where(some, tf.floor(u[3][first] * (w - wc + 1)), tf.floor((w - wc) / 2))
-  return tuple(tf.cast(v, tf.int32) for v in (y, x, hc, wc))
-
-
-def resize(image, size, method, rounded=False, mirrored=False):
-  """Antialiased resize to a static size: [h w c] -> [size c], as `resize_to`."""
-  out = resize_to(image, size, method, rounded, mirrored)
-  return load().ensure_shape(out, [*size, image.shape[-1]])
-
-
-def resize_to(image, size, method, rounded=False, mirrored=False):
-  """Antialiased resize: float32, or `rounded` to the image's dtype; `mirrored`: left for right.
-
-  Where neither axis of a small view shrinks nothing needs antialiasing: TensorFlow's plain kernel
-  gives the same values without a call into Python.
-  """
-  tf = load()
-  small = rounded and image.dtype == tf.uint8
-  large = isinstance(size, tuple) and math.prod(size) >= LARGE
-
-  def plain():
-    out = tf.image.resize(image, size, method=method, antialias=False)
-    out = to_dtype(out, image.dtype) if rounded else out
-    if mirrored is False:
-      return out
-    return tf.cond(mirrored, lambda: tf.reverse(out, [1]), lambda: out)
-
-  def shrunk():
-    def run(image, size, mirrored):
-      return numpy_resize(image, tuple(size.tolist()), method, small, bool(mirrored))
-
-    dtype = tf.uint8 if small else tf.float32
-    out = tf.numpy_function(run, [image, size, mirrored], dtype, stateful=False)
-    out = tf.ensure_shape(out, [None, None, image.shape[-1]])
-    return to_dtype(out, image.dtype) if rounded and not small else out
-
-  return shrunk() if large else tf.cond(tf.reduce_any(tf.shape(image)[:2] > size), shrunk, plain)
-
-
-def to_dtype(image, dtype):
-  """Back to the source's dtype: integers are rounded and clipped to their range."""
-  tf = load()
-  if dtype.is_integer:
-    # A cast cuts towards zero: adding one half rounds, in a third of the time of tf.round.
-    image = image + 0.5 if dtype.min == 0 else tf.floor(image + 0.5)
-    image = tf.clip_by_value(image, float(dtype.min), float(dtype.max))
-  return tf.cast(image, dtype)
 
 
 def _applied(window, finish):

@@ -71,10 +71,17 @@ def check_exportable(encoder: Any, to: str) -> None:
   if encoder.patch is None:
     return resnet_names.check_exportable(encoder, to)
   model = {"timm": "timm's VisionTransformer", "transformers": "Transformers' ViTModel"}[to]
-  if encoder.positions == "relative":
-    raise ValueError(
-      f'{model} has no relative-position bias: encoder.positions="relative" cannot be exported'
-    )
+  lacks = {
+    'positions="relative"': (encoder.positions == "relative", "relative-position bias"),
+    'positions="rotary"': (encoder.positions == "rotary", "rotary positions"),
+    'norm="post"': (encoder.norm == "post", "norms after the branches"),
+    'pool="attention"': (encoder.pool == "attention", "such pooling"),
+    "pre_norm=True": (encoder.pre_norm, "such norm"),
+    f'activation="{encoder.activation}"': (encoder.activation != "gelu", "such activation"),
+  }
+  for setting, (has, what) in lacks.items():
+    if has:
+      raise ValueError(f"{model} has no {what}: encoder.{setting} cannot be exported")
   if len(encoder.patch) != 2:
     raise ValueError(f"{model} takes images; this encoder's grid has {len(encoder.patch)} axes")
   if to == "transformers" and not encoder.class_token:

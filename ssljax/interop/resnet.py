@@ -60,6 +60,7 @@ def to_variables(
   Raises:
     ValueError: the file is of another architecture; one line that says where.
   """
+  check_known(encoder)
   prefix = _prefix(tensors)
   x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   found, used = {}, set()
@@ -84,12 +85,20 @@ def to_variables(
 
 def check_exportable(encoder: Any, to: str) -> None:
   """Raises ValueError where `timm.models.resnet.ResNet` cannot be this encoder."""
+  check_known(encoder)
   if to != "timm":
     raise ValueError(f"a ResNet is exported to timm, not to {to}: use --to=timm")
   if encoder.depth != 4:
     raise ValueError(f"timm's ResNet has four stages, this encoder has {encoder.depth}")
   if encoder.base != 64:
     raise ValueError(f"timm's ResNet has a stem of 64 features, this encoder's has {encoder.base}")
+
+
+def check_known(encoder: Any) -> None:
+  """Raises ValueError where a convolutional encoder is no ResNet."""
+  if not hasattr(encoder, "bottleneck"):
+    kind = type(encoder).__name__
+    raise ValueError(f"weights of a {kind} are neither read nor written: of ViT and ResNet alone")
 
 
 def about(encoder: Any, channels: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from ssljax.step import Method, example_keys
+from ssljax.step import Method, coupled, example_keys
 
 IMAGES = ("image", "views", "global", "local")
 
@@ -85,3 +86,59 @@ def make_views(batch: dict, rng: jax.Array, views: Any, hidden: Callable | None)
   if hidden is not None:
     made["hidden"] = jax.vmap(hidden)(keys("hidden"))
   return made
+
+
+def with_probe(method: Method, classes: int) -> Method:
+  """The method with a linear probe of `batch["label"]` [b] that learns along with it.
+
+  The probe sees the pooled features of the training step, each example's made zero mean and unit
+  deviation, without gradient: the method's losses and gradients are what they are without it, and
+  `loss` among the metrics stays the method's own. New are `probe_loss` and `probe_top1`, in 0…1, of
+  the batch before the step, and `params["probe"]`, which needs an optimizer of its own
+  (`groups.beside`). `grad_norm` counts the probe's gradient, too.
+  """
+
+  def init(rng, batch):
+    params, extra = method.init(rng, batch)
+    _, (stats, _) = jax.eval_shape(method.loss, params, extra, dict(batch), rng, 0)
+    if "pooled" not in stats.get("rows", {}):
+      raise ValueError(
+        'the method offers no features to a probe: stats["rows"]["pooled"] is missing'
+      )
+    width = stats["rows"]["pooled"].shape[-1]
+    probe = {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
+    return params | {"probe": probe}, extra
+
+  def judged(params, found, pooled, batch):
+    """What a loss returned, and the probe's added to it."""
+    value, (stats, metrics) = found
+    loss, top1 = _probe(params["probe"], jax.lax.stop_gradient(pooled), batch["label"])
+    return value + loss, (stats, metrics | {"loss": value, "probe_loss": loss, "probe_top1": top1})
+
+  def loss(params, extra, batch, rng, step):
+    found = method.loss(params, extra, batch, rng, step)
+    return judged(params, found, found[1][0]["rows"]["pooled"], batch)
+
+  needs = (*method.needs, "label")
+  if method.embed is None or method.couple is None:
+    return method._replace(init=init, loss=loss, needs=needs)
+  inner_embed, inner_couple = method.embed, method.couple
+
+  def embed(params, extra, batch, rng, step):
+    z, stats = inner_embed(params, extra, batch, rng, step)
+    return {"z": z, "pooled": stats["rows"]["pooled"]}, stats
+
+  def couple(params, extra, z, batch, rng, step):
+    found = inner_couple(params, extra, z["z"], batch, rng, step)
+    return judged(params, found, z["pooled"], batch)
+
+  loss = coupled(embed, couple)
+  return method._replace(init=init, loss=loss, needs=needs, embed=embed, couple=couple)
+
+
+def _probe(params: dict, x: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy and accuracy of a linear layer on features [b d]."""
+  x = jax.nn.standardize(x.astype(jnp.float32), epsilon=1e-6)
+  scores = x @ params["kernel"] + params["bias"]
+  loss = optax.softmax_cross_entropy_with_integer_labels(scores, label).mean()
+  return loss, jnp.mean((scores.argmax(-1) == label).astype(jnp.float32))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ssljax import losses, schedules, targets
+from ssljax import collapse, losses, schedules, targets
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.decoders import LinearHead, TransformerDecoder
 from ssljax.models.layers import TOKENS
@@ -95,29 +95,30 @@ def masked(
     return params, jax.tree.map(jnp.copy, extra)
 
   def predict(params, batch, keys):
-    """What is predicted at the hidden places, and where they are: [b m t], [b m]."""
+    """What is predicted at the hidden places, where they are, the pooled features of what was
+    seen: [b m t], [b m], [b d]."""
     x, hidden = batch["image"], batch["hidden"]
     keep, places = tokens_lib.split_hidden(hidden, hidden_count)
     variables = {"params": params["encoder"]}
     if layout == "drop":
-      tokens = encoder.apply(variables, x, keep=keep, keys=keys)["tokens"]
+      out = encoder.apply(variables, x, keep=keep, keys=keys)
     else:
       mask_token = params["mask_token"]
       out = encoder.apply(variables, x, hidden=hidden, mask_token=mask_token, keys=keys)
-      tokens = out["tokens"]
-    if head == "linear":
-      return make_head(x.shape).apply({"params": params["head"]}, tokens, places), places
-    grid = encoder.grid(x.shape[1:-1])
-    args = (tokens, grid, hidden, keep, places)
-    return make_head(x.shape).apply({"params": params["decoder"]}, *args), places
+    args, name = (out["tokens"], places), "head"
+    if head == "decoder":
+      args, name = (out["tokens"], encoder.grid(x.shape[1:-1]), hidden, keep, places), "decoder"
+    pred = make_head(x.shape).apply({"params": params[name]}, *args)
+    return pred, places, out["pooled"]
 
   def loss_and_stats(params, extra, batch, rng, step):
-    pred, places = predict(params, batch, example_keys(rng, batch["index"]))
+    pred, places, pooled = predict(params, batch, example_keys(rng, batch["index"]))
     wanted = tokens_lib.take(make_target(extra, batch["image"]), places)
-    metrics = {}
+    metrics = collapse.features(pooled)
     if target == "teacher":  # constant features would be predicted perfectly: watch their spread
       metrics["target_std"] = wanted.astype(jnp.float32).std(axis=(0, 1)).mean()
-    return loss_fn(pred, wanted).mean(), ({}, metrics)
+    rows = {"pooled": jax.lax.stop_gradient(pooled)}
+    return loss_fn(pred, wanted).mean(), ({"rows": rows}, metrics)
 
   def update(params, extra, stats, step):
     if target != "teacher":
@@ -135,7 +136,7 @@ def masked(
 
   def reconstruct(params, extra, batch, rng, step):
     x = batch["image"]
-    pred, places = predict(params, batch, None)
+    pred, places, _ = predict(params, batch, None)
     patches = tokens_lib.patchify(x, encoder.patch).astype(jnp.float32)
     if target == "normalised_pixels":
       pred = targets.unnormalise(pred, tokens_lib.take(patches, places))

@@ -39,7 +39,7 @@ class TransformerDecoder(nn.Module):
   ) -> jax.Array:
     """tokens [b m+k d], hidden bool [b n], keep int32 [b k], places int32 [b h] -> [b h out]."""
     kernel = layers_lib.KERNELS["xavier"]
-    x = nn.Dense(self.width, kernel_init=kernel, dtype=self.dtype, name="embed")(tokens)
+    x = layers_lib.linear(self.width, kernel_init=kernel, dtype=self.dtype, name="embed")(tokens)
     mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
     m = self.prefix
     full = tokens_lib.fill(x[:, m:], hidden, keep, mask_token)
@@ -50,7 +50,7 @@ class TransformerDecoder(nn.Module):
     x, _ = stack(x)
     x = tokens_lib.take(x[:, m:], places)
     x = layers_lib.layer_norm("norm", self.eps, self.dtype)(x)
-    return nn.Dense(self.out, kernel_init=kernel, dtype=self.dtype, name="head")(x)
+    return layers_lib.linear(self.out, kernel_init=kernel, dtype=self.dtype, name="head")(x)
 
 
 class LinearHead(nn.Module):
@@ -69,7 +69,7 @@ class LinearHead(nn.Module):
   def __call__(self, tokens: jax.Array, places: jax.Array) -> jax.Array:
     x = tokens_lib.take(tokens[:, self.prefix :], places)
     bias = layers_lib.uniform_bias(x.shape[-1])
-    return nn.Dense(
+    return layers_lib.linear(
       self.out,
       kernel_init=layers_lib.KERNELS[self.start],
       bias_init=bias if self.start == "torch" else nn.initializers.zeros,

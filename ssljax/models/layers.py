@@ -92,10 +92,50 @@ def cudnn_can(q: jax.Array, bias: jax.Array | None) -> bool:
   return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
+def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Turns pairs of features (i, i + e/2), in float32: [b n h e], cosines and sines [b|1 n 1 e/2].
+
+  Source: RoFormer, Su et al. 2021, 2104.09864, in the half-split layout.
+  """
+  cos, sin = rotary
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """x Φ(x), the exact GELU (Hendrycks and Gimpel 2016, 1606.08415), any shape.
+
+  On a CPU from erf in float32, as PyTorch computes it; elsewhere linen's, from erfc, which keeps
+  its digits in bfloat16 but on a CPU costs two polynomials and an exponential a number.
+  """
+  if compiled_platform() != "cpu":
+    return nn.gelu(x, approximate=False)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def token_dot(x: jax.Array, kernel: jax.Array, *given: Any, **options: Any) -> jax.Array:
+  """`dot_general` of a linear layer, [… d] and [d e] -> [… e], on a CPU as one flat product.
+
+  The gradient of a kernel that meets [b n d] contracts two axes, for which XLA's CPU backend writes
+  the transpose of x to memory first, 8 % of ViT-S's step; of [b·n d] it reads x as it lies.
+  """
+  if compiled_platform() != "cpu":
+    return jax.lax.dot_general(x, kernel, *given, **options)
+  flat = x.reshape(-1, x.shape[-1])
+  y = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
+  return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+# The linear layer of everything that sees tokens.
+linear = functools.partial(nn.Dense, dot_general=token_dot)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention: [b n d] -> [b n d], softmax scale 1/sqrt(d/heads).
 
-  `bias` is "qkv", "qv" (no bias on keys: BEiT) or "none".
+  `bias` is "qkv", "qv" (no bias on keys: BEiT) or "none". `rotary` turns queries and keys.
   """
 
   heads: int
@@ -104,9 +144,14 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, attention_bias: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    attention_bias: jax.Array | None = None,
+    rotary: tuple[jax.Array, jax.Array] | None = None,
+  ) -> jax.Array:
     b, n, d = x.shape
-    qkv = nn.Dense(
+    qkv = linear(
       3 * d, use_bias=self.bias == "qkv", kernel_init=self.kernel, dtype=self.dtype, name="qkv"
     )(x)
     if self.bias == "qv":
@@ -115,28 +160,40 @@ class Attention(nn.Module):
       qkv += jnp.concatenate([q_bias, jnp.zeros(d), v_bias]).astype(qkv.dtype)
     qkv = batch_sharded(qkv.reshape(b, n, 3, self.heads, d // self.heads), tensor=3)
     q, k, v = jnp.moveaxis(qkv, 2, 0)
+    if rotary is not None:
+      q, k = rotate(q, rotary), rotate(k, rotary)
     if attention_bias is not None:
       attention_bias = attention_bias[None].astype(q.dtype)
     x = attend(q, k, v, attention_bias).reshape(b, n, d)
-    return nn.Dense(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
+    return linear(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
+
+
+# gelu: the exact one (linen's default is the tanh form, which is SigLIP's). quick_gelu: that of the
+# released CLIP weights.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": gelu,
+  "gelu_tanh": nn.gelu,
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
 
 class Mlp(nn.Module):
-  """Two linear layers with exact GELU between them (linen's default is the tanh form)."""
+  """Two linear layers with an activation between them, one of `ACTIVATIONS`."""
 
   hidden: int
   kernel: Init = KERNELS["xavier"]
   dtype: Any = jnp.float32
+  activation: str = "gelu"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(nn.Dense, kernel_init=self.kernel, dtype=self.dtype)
-    y = nn.gelu(batch_sharded(dense(self.hidden, name="fc1")(x), tensor=2), approximate=False)
-    return dense(x.shape[-1], name="fc2")(y)
+    dense = functools.partial(linear, kernel_init=self.kernel, dtype=self.dtype)
+    y = batch_sharded(dense(self.hidden, name="fc1")(x), tensor=2)
+    return dense(x.shape[-1], name="fc2")(ACTIVATIONS[self.activation](y))
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block: [b n d] -> [b n d].
+  """Pre-norm transformer block: [b n d] -> [b n d]; with `post` the norms follow the sums.
 
   `drop` [2 b] multiplies the two branches example by example: 0 drops, 1/(1-rate) keeps, 1 is
   evaluation. `layer_scale` 0 means none.
@@ -149,17 +206,31 @@ class Block(nn.Module):
   layer_scale: float = 0.0
   kernel: Init = KERNELS["xavier"]
   dtype: Any = jnp.float32
+  post: bool = False
+  activation: str = "gelu"
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, drop: jax.Array | None = None, attention_bias: jax.Array | None = None
+    self,
+    x: jax.Array,
+    drop: jax.Array | None = None,
+    attention_bias: jax.Array | None = None,
+    rotary: tuple[jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
     d = x.shape[-1]
     attention = Attention(self.heads, self.bias, self.kernel, self.dtype, name="attn")
-    mlp = Mlp(int(d * self.mlp_ratio), self.kernel, self.dtype, name="mlp")
+    hidden = int(d * self.mlp_ratio)
+    mlp = Mlp(hidden, self.kernel, self.dtype, self.activation, name="mlp")
     norm = functools.partial(layer_norm, eps=self.eps, dtype=self.dtype)
-    x = x + self._branch(1, attention(norm("norm1")(x), attention_bias), drop)
-    return x + self._branch(2, mlp(norm("norm2")(x)), drop)
+    if self.post:
+      x = norm("norm1")(x + self._branch(1, attention(x, attention_bias, rotary), drop))
+      y = mlp(x)
+    else:
+      x = x + self._branch(1, attention(norm("norm1")(x), attention_bias, rotary), drop)
+      y = mlp(norm("norm2")(x))
+    self.sow("taken", "branch", y)  # for whoever makes this collection mutable
+    x = x + self._branch(2, y, drop)
+    return norm("norm2")(x) if self.post else x
 
   def _branch(self, which: int, y: jax.Array, drop: jax.Array | None) -> jax.Array:
     if self.layer_scale:
@@ -170,15 +241,17 @@ class Block(nn.Module):
     return y
 
 
-def drop_path(keys: jax.Array | None, rate: float, depth: int, b: int) -> jax.Array | None:
+def drop_path(
+  keys: jax.Array | None, rate: float, depth: int, b: int, rule: str = "linear"
+) -> jax.Array | None:
   """Multipliers of the residual branches (stochastic depth; Huang et al. 2016, 1603.09382).
 
   keys [b], one per example, or None in evaluation -> [depth 2 b] float32, or None where nothing is
-  dropped. Rates grow linearly from 0 to `rate` over the depth.
+  dropped. Rates grow linearly from 0 to `rate` over the depth, or are all `rate` ("uniform").
   """
   if keys is None or rate == 0.0:
     return None
-  keep = 1.0 - jnp.linspace(0.0, rate, depth)
+  keep = 1.0 - jnp.linspace(rate if rule == "uniform" else 0.0, rate, depth)
   uniform = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)), out_axes=2)(keys)
   return jnp.where(uniform < keep[:, None, None], 1.0 / keep[:, None, None], 0.0)
 
@@ -211,7 +284,8 @@ def batch_sharded(x: jax.Array, tensor: int | None = None) -> jax.Array:
 
 
 class Transformer(nn.Module):
-  """A stack of blocks: [b n d] -> [b n d], and the outputs of the blocks named in `layers`.
+  """A stack of blocks: [b n d] -> [b n d], and by name what `layers` and `mlp_layers` ask for:
+  "layer_i", the output of block i, and "mlp_i", that of its MLP before it is added.
 
   scan: run the stack as one compiled block (short compile; the numbers stay the same).
   remat: "none", "full" (recompute everything in the backward pass) or "dots" (keep matmul results).
@@ -235,7 +309,9 @@ class Transformer(nn.Module):
     drop: jax.Array | None = None,
     attention_bias: jax.Array | None = None,
     layers: tuple[int, ...] = (),
-  ) -> tuple[jax.Array, dict[int, jax.Array]]:
+    mlp_layers: tuple[int, ...] = (),
+    rotary: tuple[jax.Array, jax.Array] | None = None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     block = self.block.clone(parent=None, name=None)
     sample = jax.ShapeDtypeStruct((1, 1, x.shape[-1]), x.dtype)
     params = [
@@ -244,13 +320,16 @@ class Transformer(nn.Module):
     ]
 
     def one(p, x, d):
-      return batch_sharded(block.apply({"params": p}, batch_sharded(x), d, attention_bias))
+      given = {"params": p}, batch_sharded(x), d, attention_bias, rotary
+      if not mlp_layers:
+        return batch_sharded(block.apply(*given)), None
+      x, kept = block.apply(*given, mutable=["taken"])
+      return batch_sharded(x), kept["taken"]["branch"][0]
 
     if REMAT[self.remat] is not None:
       one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=not self.scan)
-    if not self.scan:
-      return _loop(one, params, x, drop, layers)
-    return _scan(one, params, x, drop, layers)
+    run = _scan if self.scan else _loop
+    return run(one, params, x, drop, layers, mlp_layers)
 
   def _init_block(self, block: Block, sample: Any, rng: jax.Array, index: int) -> Any:
     params = block.init(rng, jnp.zeros(sample.shape, sample.dtype))["params"]
@@ -261,21 +340,22 @@ class Transformer(nn.Module):
     return params
 
 
-def _loop(one, params, x, drop, layers):
+def _loop(one, params, x, drop, layers, mlp_layers):
   taken = {}
   for i, p in enumerate(params):
-    x = one(p, x, None if drop is None else drop[i])
-    if i in layers:
-      taken[i] = x
+    x, y = one(p, x, None if drop is None else drop[i])
+    taken |= {f"layer_{i}": x} if i in layers else {}
+    taken |= {f"mlp_{i}": y} if i in mlp_layers else {}
   return x, taken
 
 
-def _scan(one, params, x, drop, layers):
+def _scan(one, params, x, drop, layers, mlp_layers):
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
   def step(x, inputs):
-    x = one(inputs[0], x, inputs[1])
-    return x, (x if layers else None)
+    x, y = one(inputs[0], x, inputs[1])
+    return x, (x if layers else None, y)
 
-  x, outputs = jax.lax.scan(step, x, (stacked, drop))
-  return x, {i: outputs[i] for i in layers}
+  x, (outputs, mlps) = jax.lax.scan(step, x, (stacked, drop))
+  taken = {f"layer_{i}": outputs[i] for i in layers}
+  return x, taken | {f"mlp_{i}": mlps[i] for i in mlp_layers}

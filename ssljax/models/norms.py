@@ -67,3 +67,13 @@ def moments(x: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
   offset = x - near
   mean = offset.mean(axes)
   return near + mean, jnp.maximum(jnp.square(offset).mean(axes) - jnp.square(mean), 0.0)
+
+
+def with_statistics(
+  module: nn.Module, params: Any, stats: Any, *args: Any, **given: Any
+) -> tuple[Any, Any]:
+  """A module in training mode -> its output and its running statistics after this batch; `stats`
+  is {} where it has none."""
+  variables = {"params": params} | ({"batch_stats": stats} if stats else {})
+  out, new = module.apply(variables, *args, **given, mutable=["batch_stats"])
+  return out, new.get("batch_stats", stats)

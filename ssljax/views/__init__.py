@@ -4,6 +4,6 @@ Every recipe has the name and the arguments of the host's, and draws from the sa
 with the same parameters `apply` gives the same pixels, but not rounded to integers.
 """
 
-from ssljax.views.recipes import View, Views, crop_flip, keep, two_views
+from ssljax.views.recipes import View, Views, crop_flip, keep, multi_crop, two_views
 
-__all__ = ["View", "Views", "crop_flip", "keep", "two_views"]
+__all__ = ["View", "Views", "crop_flip", "keep", "multi_crop", "two_views"]

@@ -23,7 +23,8 @@ class View(NamedTuple):
 class Views(NamedTuple):
   """The views of each example: what each leaf of the batch is made of.
 
-  A tuple of views is stacked, [v size c], a single one is not: {"image": a}, {"views": (a, b)}.
+  A tuple of views is stacked, [v size c], a single one is not: {"image": a}, {"views": (a, b)},
+  {"global": (a, b), "local": (c,) * 8}.
   """
 
   leaves: Mapping[str, Any]
@@ -41,11 +42,21 @@ class Views(NamedTuple):
 
   def apply(self, image: jax.Array, drawn: tuple) -> dict[str, jax.Array]:
     """Image [h w c] -> the leaves of one example."""
-    made = iter([view.apply(image, one) for view, one in zip(self.each(), drawn)])
+    rest = iter(drawn)
     return {
-      leaf: next(made) if isinstance(views, View) else jnp.stack([next(made) for _ in views])
+      leaf: views.apply(image, next(rest))
+      if isinstance(views, View)
+      else _stacked(views, image, [next(rest) for _ in views])
       for leaf, views in self.leaves.items()
     }
+
+
+def _stacked(views: Sequence[View], image: jax.Array, drawn: Sequence[dict]) -> jax.Array:
+  """Several views of an image: [v size c]. Eight of one kind are compiled like one."""
+  if len(set(views)) == 1:
+    together = jax.tree.map(lambda *each: jnp.stack(each), *drawn)
+    return jax.vmap(lambda one: views[0].apply(image, one))(together)
+  return jnp.stack([view.apply(image, one) for view, one in zip(views, drawn)])
 
 
 def keep() -> Views:
@@ -90,6 +101,40 @@ def two_views(
   pair: list[Any] = [dict(zip(each, values)) for values in zip(*each.values())]
   crops = [_crop(size, scale, ratio, method, flip, Colour(jitter, **one, **shared)) for one in pair]
   return Views({"views": tuple(crops)})
+
+
+def multi_crop(
+  *,
+  size: Sequence[int] = (224, 224),
+  scale: Sequence[float] = (0.4, 1.0),
+  local_views: int = 8,
+  local_size: Sequence[int] = (96, 96),
+  local_scale: Sequence[float] = (0.05, 0.4),
+  ratio: Sequence[float] = (3 / 4, 4 / 3),
+  method: str = "bicubic",
+  flip: float = 0.5,
+  jitter: Sequence[float] = (0.4, 0.4, 0.2, 0.1),
+  jitter_probability: Sequence[float] = (0.8, 0.8, 0.8),
+  gray: Sequence[float] = (0.2, 0.2, 0.2),
+  blur: Sequence[float] = (1.0, 0.1, 0.5),
+  blur_sigma: Sequence[float] = (0.1, 2.0),
+  blur_kernel: int = 13,
+  solarize: Sequence[float] = (0.0, 0.2, 0.0),
+  solarize_threshold: float = 0.5,
+) -> Views:
+  """Two large views and several small ones: `global` [2 size c] and `local` [local_views
+  local_size c]. See `ssljax.data.views.multi_crop`."""
+  each = dict(jitter_probability=jitter_probability, gray=gray, blur=blur, solarize=solarize)
+  sides, scales = (_size(size), _size(size), _size(local_size)), (scale, scale, local_scale)
+  crops = []
+  for i, values in enumerate(zip(*each.values())):
+    kernel = colour_lib.kernel_size(sides[i], blur_kernel)
+    shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
+    chosen: dict[str, Any] = dict(zip(each, values))
+    colour = Colour(jitter, **chosen, **shared)
+    crops.append(_crop(sides[i], scales[i], ratio, method, flip, colour))
+  local = {"local": (crops[2],) * local_views} if local_views else {}
+  return Views({"global": (crops[0], crops[1])} | local)
 
 
 def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:

@@ -19,7 +19,7 @@ def batch_figure(
 
   Args:
     batch: image [b h w c], or several views of each: views, global, local [b v h w c]; hidden bool
-      [b n] and label [b] where there are any.
+      [b n], or [b v n] of the first v views, and label [b] where there are any.
     grid: rows and columns of places; n = rows x columns.
 
   Raises:
@@ -35,8 +35,12 @@ def batch_figure(
     if grid is None or len(grid) != 2:
       raise ValueError(f"hidden places need a grid of (rows, columns) to be drawn, got {grid}")
     hidden = np.asarray(batch["hidden"], bool)
-    rows.append(("visible", cover(image, hidden[:count], grid)))
-    places = f"{hidden.sum(1).mean():.4g} of {hidden.shape[1]} places hidden"
+    if hidden.ndim == 2:
+      rows.append(("visible", cover(image, hidden[:count], grid)))
+    else:  # of several views: those that come first
+      for v in range(hidden.shape[1]):
+        rows.append((f"visible {v + 1}", cover(rows[v][1], hidden[:count, v], grid)))
+    places = f"{hidden.sum(-1).mean():.4g} of {hidden.shape[-1]} places hidden"
     note += f" · grid {grid[0]} × {grid[1]} · {places}"
   return save(image_rows(rows, "One training batch", note), path)
 

@@ -72,6 +72,24 @@ def test_resize_of_position_tables(new, antialias):
   close(positions.resize_table(table, old, new, antialias), theirs, 3e-6)
 
 
+@pytest.mark.parametrize("how", ["size", "offset", "antialias"])
+@pytest.mark.parametrize("new", [(6, 6), (9, 9), (20, 18)])
+def test_positions_read_at_another_size(how, new):
+  """PyTorch with the sizes, and with the factors (new + .1)/old that DINO and DINOv2 train with."""
+  old = (14, 14)
+  table = np.random.default_rng(0).normal(size=(*old, 5)).astype(np.float32)
+  x = torch.tensor(table)[None].permute(0, 3, 1, 2)
+  given = dict(size=new)
+  if how == "offset":
+    given = dict(scale_factor=tuple((n + 0.1) / o for n, o in zip(new, old)))
+  theirs = torch.nn.functional.interpolate(
+    x, mode="bicubic", antialias=how == "antialias", align_corners=False, **given
+  )
+  rows, columns = positions.interpolation(old, new, how)
+  ours = np.einsum("ai,bj,ijd->abd", rows, columns, table)
+  close(ours, theirs[0].permute(1, 2, 0), 3e-6)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd(nesterov):
   rng = np.random.default_rng(0)

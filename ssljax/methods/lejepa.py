@@ -1,0 +1,112 @@
+"""LeJEPA (Balestriero and LeCun 2025, 2511.08544): views towards their mean, features towards an
+isotropic Gaussian. No teacher, no predictor, no stop of gradients.
+
+The regulariser compares the whole batch with N(0, I) along random directions, which are the step's:
+the same for all views and all devices. Features of all views pass the projector together.
+"""
+
+import itertools
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssljax import collapse, losses
+from ssljax.models.heads import Projector
+from ssljax.models.norms import with_statistics
+from ssljax.models.views import evaluated, why_whole
+from ssljax.step import Method, coupled, example_keys
+
+CHOICES = {"center": ("all", "first"), "batch_norm": ("global", "microbatch")}
+
+
+def lejepa(
+  encoder,
+  batch_size: int,
+  *,
+  views: tuple[str, ...] = ("views",),
+  projector: tuple[int, ...] = (2048, 2048, 128),
+  projector_norm: str = "batch",
+  projector_bias: str = "all",
+  weight: float = 0.05,
+  directions: int = 1024,
+  center: str = "all",
+  batch_norm: str = "global",
+) -> Method:
+  """A method of several views of each example.
+
+  Args:
+    encoder: from `models/`.
+    views: leaves of the batch, [b v h w c] each: ("views",) or ("global", "local").
+    projector, projector_norm, projector_bias: of `models.heads.Projector`.
+    weight, directions: of the regulariser; the distance of the views weighs 1 - weight. The
+      regulariser grows with the batch.
+    center: the views come together at the mean of "all" of them (the authors' minimal recipe) or of
+      the "first" leaf's alone (their recipe with global and local views).
+    batch_norm: of the encoder under `accum`: "global" needs the whole batch, "microbatch" takes
+      each microbatch's own.
+
+  Raises:
+    ValueError: an unknown name, or a single example in a batch.
+  """
+  _check(dict(center=center, batch_norm=batch_norm), batch_size)
+  head = Projector(projector, projector_norm, bias=projector_bias, dtype=encoder.dtype)
+
+  def init(rng, batch):
+    rngs = jax.random.split(rng, 2)
+    x = jnp.zeros((2, *batch[views[0]].shape[2:]))
+    made = {"encoder": encoder.init(rngs[0], x)}
+    z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
+    made["projector"] = head.init(rngs[1], z, train=False)
+    params = {name: variables.get("params", {}) for name, variables in made.items()}
+    stats = {name: variables.get("batch_stats", {}) for name, variables in made.items()}
+    return params, jax.tree.map(jnp.copy, {"stats": stats})
+
+  def embed(params, extra, batch, rng, step):
+    """Pooled features of all views, leaf after leaf: [b v d]."""
+    stats, pooled = _stats(extra, "encoder"), []
+    counts = [batch[leaf].shape[1] for leaf in views]
+    keys = jax.vmap(lambda key: jax.random.split(key, sum(counts)))
+    keys = keys(example_keys(rng, batch["index"]))
+    for leaf, end, v in zip(views, itertools.accumulate(counts), counts):
+      # (b v): nothing moves between devices.
+      x, k = (a.reshape(-1, *a.shape[2:]) for a in (batch[leaf], keys[:, end - v : end]))
+      out, stats = with_statistics(encoder, params["encoder"], stats, x, keys=k)
+      pooled.append(out["pooled"].reshape(-1, v, out["pooled"].shape[-1]))
+    kept = {"mean": {"stats/encoder": stats}, "rows": {"pooled": pooled[0][:, 0]}}
+    return jnp.concatenate(pooled, axis=1), jax.lax.stop_gradient(kept)
+
+  def couple(params, extra, z, batch, rng, step):
+    own = params["projector"], _stats(extra, "projector")
+    projected, stats = with_statistics(head, *own, z, train=True)
+    first = batch[views[0]].shape[1] if center == "first" else None
+    key = jax.random.fold_in(rng, zlib.crc32(b"directions"))
+    value, parts = losses.lejepa(projected, key, weight, first, directions)
+    mean = {"stats/projector": stats}
+    return value, ({"mean": jax.lax.stop_gradient(mean)}, parts | collapse.features(z[:, 0]))
+
+  def update(params, extra, stats, step):
+    return {"stats": {name: stats["mean"][f"stats/{name}"] for name in extra["stats"]}}
+
+  def encode(params, extra, batch, layers=()):
+    stats = _stats(extra, "encoder")
+    return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
+
+  whole = why_whole(encoder, batch_norm)
+  needs = (*views, "index")
+  return Method(init, coupled(embed, couple), update, encode, None, needs, embed, couple, whole)
+
+
+def _stats(extra, name: str) -> Any:
+  """Running statistics of a part: {} where it has none, which a checkpoint does not keep."""
+  return extra.get("stats", {}).get(name, {})
+
+
+def _check(given: dict[str, str], batch_size: int) -> None:
+  for argument, value in given.items():
+    if value not in CHOICES[argument]:
+      names = ", ".join(CHOICES[argument])
+      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+  if batch_size < 2:
+    raise ValueError("batch_size 1: the spread of a batch needs two examples or more")

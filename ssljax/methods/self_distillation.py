@@ -1,0 +1,271 @@
+"""Views matched to a slow teacher's distributions over prototypes.
+
+DINO (Caron et al. 2021, 2104.14294): the student sees all views, the teacher the two global ones.
+iBOT (Zhou et al. 2021, 2111.07832): `patch_weight` 1, and places of the student's global views are
+hidden. Its patch centre is the mean over all places.
+DINOv2 (Oquab et al. 2023, 2304.07193): `patch_head` "separate", `patch_center` "hidden",
+`koleo_weight` .1, `balance` "sinkhorn" in the large recipe; encoders with registers. KoLeo and
+Sinkhorn see the global batch, where the original's KoLeo sees one device's part.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssljax import collapse, losses, schedules
+from ssljax.models import tokens as tokens_lib
+from ssljax.models.heads import DINOHead
+from ssljax.models.norms import with_statistics
+from ssljax.models.views import evaluated, merged, see, see_all, view_keys, why_whole
+from ssljax.step import Method, coupled, example_keys
+
+CHOICES = {
+  "balance": ("center", "sinkhorn"),
+  "patch_head": ("shared", "separate"),
+  "patch_center": ("all", "hidden"),
+  "batch_norm": ("global", "microbatch"),
+}
+
+
+def self_distillation(
+  encoder,
+  batch_size: int,
+  hidden_count: int = 0,
+  *,
+  prototypes: int = 65536,
+  head_hidden: int = 2048,
+  head_bottleneck: int = 256,
+  head_layers: int = 3,
+  head_norm: str = "none",
+  head_gain: str = "fixed",
+  head_start: str = "normal",
+  balance: str = "center",
+  center_momentum: float = 0.9,
+  momentum=0.996,
+  student_temperature: float = 0.1,
+  teacher_temperature=0.04,
+  patch_weight: float = 0.0,
+  patch_head: str = "shared",
+  patch_prototypes: int = 0,
+  patch_temperature=0.0,
+  patch_center: str = "all",
+  koleo_weight: float = 0.0,
+  batch_norm: str = "global",
+) -> Method:
+  """A method of views `batch["global"]` [b 2 h w c] and, where there are any, `batch["local"]`
+  [b v h' w' c]; with patches also `batch["hidden"]` bool [b 2 n].
+
+  Args:
+    encoder: from `models/`.
+    hidden_count: the most places that `batch["hidden"]` hides in a view.
+    prototypes: outputs of the head; the loss begins near their logarithm.
+    head_hidden, head_bottleneck, head_layers, head_norm, head_gain, head_start: of
+      `models.heads.DINOHead`.
+    balance: of the teacher's scores: "center" (a running mean is taken off, which moves by
+      `center_momentum` after the loss) or "sinkhorn".
+    momentum: of the teacher, an average of encoder and heads, moved after each step. This, the
+      teacher's temperatures and the weights are numbers or schedules of the step.
+    patch_weight: of the loss at hidden places, against the teacher's at the same places of the same
+      view; 0 is DINO.
+    patch_head: "shared" with the views' head, or "separate" with `patch_prototypes` outputs (0: as
+      many).
+    patch_temperature: the teacher's for patches; 0 is the same as for views.
+    patch_center: mean over "all" places (iBOT) or the "hidden" ones (DINOv2).
+    koleo_weight: of the spread of the global views' pooled features, a sum over both.
+    batch_norm: of the encoder under `accum`: "global" needs the whole batch, "microbatch" takes
+      each microbatch's own.
+
+  Raises:
+    ValueError: an unknown name, or parts that do not go together.
+  """
+  patches, couples = bool(patch_weight), bool(koleo_weight) or balance != "center"
+  couples |= head_norm != "none"
+  _check(
+    dict(balance=balance, patch_head=patch_head, patch_center=patch_center, batch_norm=batch_norm)
+  )
+  counts = prototypes, patch_prototypes, patch_head
+  _check_parts(encoder, batch_size, hidden_count, counts, patches, couples)
+  moved, temperature = schedules.moving(momentum), schedules.moving(teacher_temperature)
+  patch_heat = schedules.moving(patch_temperature) if patch_temperature else temperature
+  weight, koleo = schedules.moving(patch_weight), schedules.moving(koleo_weight)
+  apart = patches and patch_head == "separate"
+  outs = {"head": prototypes} | ({"patch_head": patch_prototypes or prototypes} if apart else {})
+  sizes = head_hidden, head_bottleneck, head_layers, head_norm
+  rest: dict[str, Any] = dict(gain=head_gain, start=head_start, dtype=encoder.dtype)
+  heads = {name: DINOHead(out, *sizes, **rest) for name, out in outs.items()}
+  on_patches = "patch_head" if apart else "head"
+
+  def init(rng, batch):
+    if patches and batch["hidden"].ndim != 3:
+      raise ValueError(
+        "the places of both global views are hidden apart: use"
+        " data.hidden=dict(name='ssljax.data.masking.view_blocks')"
+      )
+    x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
+    rngs = jax.random.split(rng, 3)
+    made = {"encoder": encoder.init(rngs[0], x)}
+    z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
+    for key, (name, head) in zip(rngs[1:], heads.items()):
+      made[name] = head.init(key, z)
+    params = {name: variables["params"] for name, variables in made.items()}
+    stats = {name: variables.get("batch_stats", {}) for name, variables in made.items()}
+    extra = {"teacher": dict(params)}
+    if any(stats.values()):
+      extra |= {"stats": stats, "teacher_stats": stats}
+    if balance == "center":
+      extra["center"] = {"views": jnp.zeros(prototypes)}
+      if patches:
+        extra["center"]["patches"] = jnp.zeros(outs[on_patches])
+    if patches:
+      params["mask_token"] = jnp.zeros(encoder.width)
+    return params, jax.tree.map(jnp.copy, extra)
+
+  def embed(params, extra, batch, rng, step):
+    """Features of the views, {"student": [b v d], "teacher": [b 2 d]}; with patches those at the
+    hidden places, "patches" [b 2 m d], and "teacher_patches" at these or all places."""
+    keys = view_keys(example_keys(rng, batch["index"]), batch)
+    hide = {"hidden": batch["hidden"]} if patches else {}
+    token = {"mask_token": params["mask_token"]} if patches else {}
+    own = params["encoder"], _stats(extra, "stats", "encoder"), batch, keys
+    pooled, out, stats = see_all(encoder, *own, token, **hide)
+    teacher_stats = _stats(extra, "teacher_stats", "encoder")
+    # Of an encoder with batch norm keys are the sign of training; in others they drop paths.
+    training = {"keys": keys[:, :2]} if teacher_stats else {}
+    teacher = extra["teacher"]["encoder"], teacher_stats, batch["global"]
+    taught, teacher_stats = see(encoder, *teacher, **training)
+    z = {"student": pooled, "teacher": taught["pooled"]}
+    if patches:
+      places = _places(batch["hidden"], hidden_count)
+      z["patches"] = _take(out["patches"], places)
+      whole = balance == "center" and patch_center == "all"
+      z["teacher_patches"] = taught["patches"] if whole else _take(taught["patches"], places)
+    mean = {"stats/encoder": stats, "teacher_stats/encoder": teacher_stats}
+    return z, jax.lax.stop_gradient({"mean": mean, "rows": {"pooled": pooled[:, 0]}})
+
+  def couple(params, extra, z, batch, rng, step):
+    mean: dict[str, Any] = {}
+
+    def scores(name, x, place="stats", weights=params):
+      given = weights[name], _stats(extra, place, name)
+      out, mean[f"{place}/{name}"] = with_statistics(heads[name], *given, x, train=True)
+      return out
+
+    def taught(name, x):
+      return jax.lax.stop_gradient(scores(name, x, "teacher_stats", extra["teacher"]))
+
+    center, heat = extra.get("center", {}), temperature(step)
+    student, teacher = scores("head", z["student"]), taught("head", z["teacher"])
+    lists = (jnp.unstack(x, axis=1) for x in (student, teacher))
+    value = losses.dino_loss(*lists, center.get("views"), student_temperature, heat).mean()
+    metrics = {"dino": value}
+    if center:
+      mean["center/views"] = teacher.mean((0, 1))
+    if patches:
+      wanted = taught(on_patches, z["teacher_patches"])
+      places = _places(batch["hidden"], hidden_count)
+      counts = jnp.take_along_axis(batch["hidden"], places, axis=-1)
+      if center:
+        mean["center/patches"] = _sums(wanted, None if patch_center == "all" else counts)
+      wanted = _take(wanted, places) if wanted.shape[2] > places.shape[2] else wanted
+      pairs = (merged(x) for x in (scores(on_patches, z["patches"]), wanted))
+      args = center.get("patches"), student_temperature, patch_heat(step), merged(counts)
+      metrics["ibot"] = losses.ibot_loss(*pairs, *args).mean()
+      value = value + weight(step) * metrics["ibot"]
+    if koleo_weight:
+      spread = [losses.koleo(x).mean() for x in jnp.unstack(z["student"][:, :2], axis=1)]
+      metrics["koleo"] = sum(spread)
+      value = value + koleo(step) * metrics["koleo"]
+    used = _assigned(teacher, center.get("views"), heat)
+    metrics |= collapse.features(z["student"][:, :2]) | collapse.assignments(used)
+    return value, ({"mean": jax.lax.stop_gradient(mean)}, metrics)
+
+  def update(params, extra, stats, step):
+    mean, new = stats["mean"], dict(extra)
+    for place in {"stats", "teacher_stats"} & set(extra):
+      new[place] = {k: mean[f"{place}/{k}"] for k in extra[place]}
+    online = {name: params[name] for name in extra["teacher"]}
+    new["teacher"] = optax.incremental_update(online, extra["teacher"], 1.0 - moved(step))
+    if "center" in extra:
+      new["center"] = {"views": _moved(extra, "views", mean["center/views"], 1.0, center_momentum)}
+      if patches:
+        there = *mean["center/patches"], center_momentum
+        new["center"]["patches"] = _moved(extra, "patches", *there)
+    return new
+
+  def encode(params, extra, batch, layers=()):
+    stats = _stats(extra, "stats", "encoder")
+    return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
+
+  whole = why_whole(encoder, batch_norm)
+  needs = ("global", "index", *(("hidden",) if patches else ()))
+  made = Method(init, coupled(embed, couple), update, encode, None, needs, whole=whole)
+  # With centres alone every example has a loss of its own: plain microbatches hold fewer scores.
+  return made._replace(embed=embed, couple=couple) if couples else made
+
+
+def _stats(extra, place, name) -> Any:
+  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
+  return extra.get(place, {}).get(name, {})
+
+
+def _places(hidden: jax.Array, count: int) -> jax.Array:
+  """The hidden places of each view, filled up with others: bool [b v n] -> [b v count]."""
+  places = tokens_lib.split_hidden(merged(hidden), count)[1]
+  return places.reshape(*hidden.shape[:2], count)
+
+
+def _take(x: jax.Array, places: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(x, places[..., None], axis=2)
+
+
+def _sums(scores: jax.Array, counts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """Mean over the views of the sum at the places that count, and of their number: [k], []. Unlike
+  the mean over these places, both may be averaged over microbatches."""
+  if counts is None:
+    return scores.mean((0, 1, 2)), jnp.ones(())
+  counts = counts.astype(scores.dtype)
+  return jnp.einsum("bvm,bvmk->k", counts, scores) / counts.size, counts.mean()
+
+
+def _moved(extra, name, total, share, momentum):
+  weights = jnp.reshape(jnp.asarray(share, total.dtype), (1,))
+  mean = total[None] / jnp.maximum(weights, 1e-12)
+  return losses.update_center(extra["center"][name], mean, momentum, weights)
+
+
+def _assigned(teacher, center, temperature) -> jax.Array:
+  """What the teacher's scores [b u k] become, for the signs of collapse."""
+  if center is None:
+    return losses.sinkhorn_knopp(teacher, temperature)
+  return jax.nn.softmax((teacher - center) / temperature)
+
+
+def _check(given: dict[str, str]) -> None:
+  for argument, value in given.items():
+    if value not in CHOICES[argument]:
+      names = ", ".join(CHOICES[argument])
+      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+
+
+def _check_parts(encoder, batch_size, hidden_count, counts, patches, couples):
+  prototypes, patch_prototypes, patch_head = counts
+  if prototypes < 2 or patch_prototypes == 1 or patch_prototypes < 0:
+    raise ValueError(
+      f"method.prototypes {prototypes}, method.patch_prototypes {patch_prototypes}: a distribution"
+      " needs two or more"
+    )
+  if patch_prototypes and patch_head == "shared":
+    raise ValueError('method.patch_prototypes needs method.patch_head "separate"')
+  if couples and batch_size < 2:
+    raise ValueError("batch_size 1: Sinkhorn, KoLeo and batch norm need two examples or more")
+  if patches and getattr(encoder, "patch", None) is None:
+    raise ValueError("method.patch_weight hides patches: it needs an encoder of patches, as vit")
+  if patches and not hidden_count:
+    raise ValueError(
+      "method.patch_weight needs places that are hidden:"
+      " data.hidden=dict(name='ssljax.data.masking.view_blocks')"
+    )
+  if hidden_count and not patches:
+    raise ValueError("data.hidden hides places that method.patch_weight 0 does not predict")

@@ -1,0 +1,162 @@
+"""Assignments to prototypes swapped between views: SwAV (Caron et al. 2020, 2006.09882).
+
+The codes of each global view, balanced over the batch by Sinkhorn, are predicted from all other
+views. The original normalises the prototypes after every step: `prototypes_unit` "start" with
+`optimizer.unit` ("prototypes",), and `optimizer.freeze` holds them for the first steps. Sums over
+prototypes are global, over all devices, and nothing overflows: Sinkhorn works with logarithms.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssljax import collapse, losses
+from ssljax.models.heads import Projector, Prototypes, unit
+from ssljax.models.norms import with_statistics
+from ssljax.models.views import evaluated, see_all, view_keys, why_whole
+from ssljax.step import Method, coupled, example_keys
+
+CHOICES = {"prototypes_unit": ("start", "use"), "batch_norm": ("global", "microbatch")}
+
+
+def swav(
+  encoder,
+  batch_size: int,
+  *,
+  projector: tuple[int, ...] = (2048, 128),
+  projector_norm: str = "batch",
+  prototypes: int = 3000,
+  prototypes_unit: str = "use",
+  temperature: float = 0.1,
+  eps: float = 0.05,
+  iterations: int = 3,
+  queue: int = 0,
+  queue_from: int = 0,
+  batch_norm: str = "global",
+) -> Method:
+  """A method of views `batch["global"]` [b u h w c] and, where there are any, `batch["local"]`.
+
+  Args:
+    encoder: from `models/`.
+    projector, projector_norm: widths of its layers and the norm between them, of `models.heads`'
+      Projector; its output is made unit.
+    prototypes, prototypes_unit: how many, and whether they are unit at the "start" (the optimizer
+      keeps them so: optimizer.unit) or made so in "use" (solo-learn).
+    temperature: of the predictions. eps, iterations: of Sinkhorn.
+    queue: embeddings of earlier batches, for each global view apart, that are balanced with this
+      batch; it fills from step `queue_from` on and counts as soon as it is full.
+    batch_norm: of the encoder under `accum`: "global" needs the whole batch, "microbatch" takes
+      each microbatch's own.
+
+  Raises:
+    ValueError: an unknown name, a batch of one, fewer than two prototypes, a queue smaller than a
+      batch.
+  """
+  _check(dict(prototypes_unit=prototypes_unit, batch_norm=batch_norm))
+  _check_parts(batch_size, projector, prototypes, queue)
+  heads = {
+    "projector": Projector(projector, projector_norm, dtype=encoder.dtype),
+    "prototypes": Prototypes(prototypes, prototypes_unit, dtype=encoder.dtype),
+  }
+
+  def init(rng, batch):
+    x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
+    rngs = jax.random.split(rng, 3)
+    made = {"encoder": encoder.init(rngs[0], x)}
+    z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
+    made["projector"] = heads["projector"].init(rngs[1], z)
+    z = jnp.zeros((1, projector[-1]))
+    made["prototypes"] = heads["prototypes"].init(rngs[2], z)
+    params = {name: variables["params"] for name, variables in made.items()}
+    extra: dict[str, Any] = {"stats": {k: v.get("batch_stats", {}) for k, v in made.items()}}
+    if queue:
+      extra["queue"] = jnp.zeros((batch["global"].shape[1], queue, projector[-1]))
+      extra["position"], extra["filled"] = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return params, extra
+
+  def embed(params, extra, batch, rng, step):
+    """Pooled features of the global views, then the local ones: [b v d]."""
+    keys = view_keys(example_keys(rng, batch["index"]), batch)
+    own = params["encoder"], _stats(extra, "encoder")
+    pooled, _, stats = see_all(encoder, *own, batch, keys)
+    kept = {"mean": {"encoder": stats}, "rows": {"pooled": pooled[:, 0]}}
+    return pooled, jax.lax.stop_gradient(kept)
+
+  def couple(params, extra, z, batch, rng, step):
+    given = params["projector"], _stats(extra, "projector")
+    projected, stats = with_statistics(heads["projector"], *given, z, train=True)
+    projected = unit(projected)
+    weights = {"params": params["prototypes"]}
+    scores = heads["prototypes"].apply(weights, projected)
+    large = batch["global"].shape[1]
+    codes = [
+      _codes(scores[:, i], _remembered(heads["prototypes"], weights, extra, i), eps, iterations)
+      for i in range(large)
+    ]
+    value = losses.swapped_ce(jnp.unstack(scores, axis=1), codes, temperature).mean()
+    rows = {"keys": projected[:, :large]} if queue else {}
+    stats = {"mean": {"projector": stats}, "rows": rows}
+    signs = collapse.features(projected[:, :large]) | collapse.assignments(jnp.stack(codes))
+    return value, (jax.lax.stop_gradient(stats), signs)
+
+  def update(params, extra, stats, step):
+    new = dict(extra)
+    if "stats" in extra:
+      new["stats"] = {k: stats["mean"].get(k, {}) for k in extra["stats"]}
+    if queue:
+      keys, at = jnp.swapaxes(stats["rows"]["keys"], 0, 1), extra["position"]
+      full, position = jax.vmap(losses.enqueue, (0, 0, None))(extra["queue"], keys, at)
+      begun = step >= queue_from
+      new["queue"] = jnp.where(begun, full, extra["queue"])
+      new["position"] = jnp.where(begun, position[0], at)
+      filled = jnp.minimum(extra["filled"] + keys.shape[1], queue)
+      new["filled"] = jnp.where(begun, filled, extra["filled"])
+    return new
+
+  def encode(params, extra, batch, layers=()):
+    return evaluated(encoder, params["encoder"], _stats(extra, "encoder"), batch["image"], layers)
+
+  whole = why_whole(encoder, batch_norm)
+  loss = coupled(embed, couple)
+  return Method(init, loss, update, encode, None, ("global", "index"), embed, couple, whole)
+
+
+def _remembered(head, weights, extra, view) -> tuple[jax.Array, jax.Array] | None:
+  """Scores [m k] of the queue of one view by the prototypes of today, and whether they count."""
+  if "queue" not in extra:
+    return None
+  return head.apply(weights, extra["queue"][view]), extra["filled"] == extra["queue"].shape[1]
+
+
+def _codes(scores, remembered, eps, iterations) -> jax.Array:
+  """Balanced assignments of one view [b k], together with the queue's where it counts."""
+  if remembered is None:
+    return losses.sinkhorn_knopp(scores, eps, iterations)
+  earlier, counts = remembered
+  rows = jnp.concatenate([jnp.broadcast_to(counts, earlier.shape[:1]), jnp.ones(len(scores), bool)])
+  both = losses.sinkhorn_knopp(jnp.concatenate([earlier, scores]), eps, iterations, weights=rows)
+  return both[len(earlier) :]
+
+
+def _stats(extra, name) -> Any:
+  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
+  return extra.get("stats", {}).get(name, {})
+
+
+def _check(given: dict[str, str]) -> None:
+  for argument, value in given.items():
+    if value not in CHOICES[argument]:
+      names = ", ".join(CHOICES[argument])
+      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+
+
+def _check_parts(batch_size: int, projector: tuple, prototypes: int, queue: int) -> None:
+  if batch_size < 2:
+    raise ValueError("batch_size 1: assignments are balanced between two examples or more")
+  if not projector:
+    raise ValueError("method.projector needs one layer or more: the last is the prototypes' width")
+  if prototypes < 2:
+    raise ValueError(f"method.prototypes {prototypes}: an assignment needs two or more")
+  if queue and queue < batch_size:
+    raise ValueError(f"method.queue {queue} is smaller than a batch, {batch_size}")

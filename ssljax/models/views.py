@@ -1,0 +1,75 @@
+"""Encoders on several views of each example, in training, and on whole examples in evaluation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssljax.models.norms import with_statistics
+
+
+def merged(x: jax.Array) -> jax.Array:
+  """[b v …] -> [b·v …]: in this order nothing moves between devices."""
+  return x.reshape(-1, *x.shape[2:])
+
+
+def see(
+  encoder: Any, params: Any, stats: Any, views: jax.Array, fixed: Any = None, **given: Any
+) -> tuple[dict[str, jax.Array], Any]:
+  """ "pooled" [b v d] and "patches" [b v n d] of views [b v h w c] of one size, seen together, and
+  the running statistics after them. `given` are arrays [b v …], `fixed` is the same for all."""
+  arrays = {name: merged(x) for name, x in given.items()}
+  out, stats = with_statistics(encoder, params, stats, merged(views), **arrays, **(fixed or {}))
+  kept = {name: out[name] for name in ("pooled", "patches")}
+  return jax.tree.map(lambda a: a.reshape(*views.shape[:2], *a.shape[1:]), kept), stats
+
+
+def see_all(
+  encoder: Any,
+  params: Any,
+  stats: Any,
+  batch: Any,
+  keys: jax.Array,
+  fixed: Any = None,
+  **given: Any,
+) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+  """Pooled features [b v d] of the global views, then the local ones, each size in one pass; what
+  `see` says of the global ones; running statistics. keys [b v] one a view; `given` and `fixed` are
+  for the global views."""
+  large = batch["global"].shape[1]
+  out, stats = see(
+    encoder, params, stats, batch["global"], keys=keys[:, :large], fixed=fixed, **given
+  )
+  pooled = [out["pooled"]]
+  if "local" in batch:
+    few, stats = see(encoder, params, stats, batch["local"], keys=keys[:, large:])
+    pooled.append(few["pooled"])
+  return jnp.concatenate(pooled, axis=1), out, stats
+
+
+def view_keys(keys: jax.Array, batch: Any) -> jax.Array:
+  """One key a view from one an example: [b] -> [b v]."""
+  count = sum(batch[leaf].shape[1] for leaf in ("global", "local") if leaf in batch)
+  return jax.vmap(lambda key: jax.random.split(key, count))(keys)
+
+
+def evaluated(
+  encoder: Any, params: Any, stats: Any, image: jax.Array, layers: tuple[int, ...] = ()
+) -> dict[str, jax.Array]:
+  """What an encoder says of examples [b h w c] in evaluation mode; layers without their prefix."""
+  variables = {"params": params} | ({"batch_stats": stats} if stats else {})
+  out = encoder.apply(variables, image, layers=layers)
+  out.pop("tokens", None)
+  taken = {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
+  return out | taken
+
+
+def why_whole(encoder: Any, batch_norm: str) -> str:
+  """Why a batch must not be cut into microbatches: "" where the encoder has no batch norm, or where
+  it may see each microbatch by itself (`batch_norm` "microbatch")."""
+  if not getattr(encoder, "batch_norm", False) or batch_norm == "microbatch":
+    return ""
+  return (
+    "the encoder's batch norm sees the whole batch;"
+    ' method.batch_norm="microbatch" gives each microbatch its own statistics'
+  )
