@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssljax.data import masking, order, views
+from ssljax.data import direct, masking, order, views
 from ssljax.data.pipeline import batches, examples
 from ssljax.data.sources import open_source
 
@@ -112,6 +112,58 @@ def test_global_batches_are_the_same_from_any_start(damaged_folder, reference, s
 def test_workers_change_nothing(damaged_folder, reference):
   source = open_source(f"folder:{damaged_folder}")
   assert_same(collect(source, 20, views=VIEW, workers=5)[0], reference[0][:20])
+
+
+LARGE = views.crop_flip(size=(64, 72))
+DIRECT = {
+  "one": LARGE,
+  "several": views.Views({
+    "global": (LARGE,) * 2, "image": views.crop_flip(size=(80, 64), method="bilinear", flip=False),
+  }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", DIRECT)
+def test_views_without_a_graph_are_those_of_the_graph(damaged_folder, recipe, monkeypatch):
+  """The same bits and the same replacements, by whatever way, start and hosts."""
+  assert direct.possible(open_source(f"folder:{damaged_folder}"), views.recipe_of(DIRECT[recipe]))
+  first, damaged = collect(
+    open_source(f"folder:{damaged_folder}"), 8, views=DIRECT[recipe], workers=3
+  )
+  rows = np.arange(1, BATCH, 2)
+  part = collect(
+    open_source(f"folder:{damaged_folder}"), 5, views=DIRECT[recipe], start_step=3, rows=rows
+  )[0]
+  assert_same(part, [{key: x[rows] for key, x in batch.items()} for batch in first[3:]])
+  monkeypatch.setattr(direct, "possible", lambda source, views: False)
+  graph, same = collect(open_source(f"folder:{damaged_folder}"), 8, views=DIRECT[recipe])
+  assert_same(first, graph)
+  assert damaged == same and len(damaged) == 6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_all_kinds_without_a_graph(tmp_path, channels, monkeypatch):
+  """EXIF, grey, CMYK, other formats: as the graph decodes them."""
+  rng = np.random.default_rng(0)
+  image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((90, 70))
+  for turn in range(1, 9):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image.save(tmp_path / f"turn_{turn}.jpg", exif=exif.tobytes())
+  image.convert("L").save(tmp_path / "grey.jpg")
+  if channels == 3:  # TensorFlow makes no grey picture of one
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+  for form in ("png", "bmp", "webp"):
+    image.save(tmp_path / f"plain.{form}")
+  image.convert("RGBA").save(tmp_path / "alpha.png")
+  source = open_source(f"folder:{tmp_path}", channels=channels)
+  found = []
+  for fast in (True, False):
+    monkeypatch.setattr(direct, "possible", lambda source, views, fast=fast: fast)
+    with examples(source, batch_size=source.size, views=LARGE, channels=channels) as stream:
+      found.append(next(stream))
+    assert found[-1]["valid"].all(), stream.damaged
+  assert_same(*([batch] for batch in found))
 
 
 def test_damaged_images_are_replaced_in_place_and_named(damaged_folder, reference):

@@ -113,12 +113,30 @@ def test_numpy_resize_is_tensorflows(size, method, monkeypatch):
 
 @pytest.mark.parametrize("method", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_where_nothing_shrinks_the_plain_kernel_gives_the_same(method, mirrored):
-  image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-  run = tf.function(lambda x, m: views.resize(x, (96, 112), method, rounded=True, mirrored=m))
+@pytest.mark.parametrize("size", [(48, 56), (96, 112)])
+def test_enlarging_is_the_plain_kernel(method, mirrored, size):
+  """Small views go through TensorFlow, large ones through NumPy: the same values."""
+  image = np.random.default_rng(0).integers(0, 256, (45, 35, 3), dtype=np.uint8)
+  run = tf.function(lambda x, m: views.resize(x, size, method, rounded=True, mirrored=m))
   ours = run(tf.constant(image), tf.constant(mirrored)).numpy()
-  wanted = resize.resize(image, (96, 112), method, rounded=True, mirrored=mirrored)
+  wanted = resize.resize(image, size, method, rounded=True, mirrored=mirrored)
   assert np.abs(ours.astype(int) - wanted.astype(int)).max() <= 1
+  plain = np.clip(tf.image.resize(image, size, method=method).numpy(), 0, 255)
+  assert np.abs(wanted - (plain[:, ::-1] if mirrored else plain)).max() <= 0.52
+
+
+def test_windows_of_a_batch_are_those_of_each_alone():
+  """To the bit, at any place of a batch of any size: hosts hold other rows."""
+  rng = np.random.default_rng(0)
+  u = rng.random((9, 4, views.TRIES))
+  # Widths so near to where they are rounded up that one unit in the last place decides.
+  aspect = np.exp(math.log(0.5) + (math.log(2) - math.log(0.5)) * u[:, 1])
+  u[:, 0] = (np.arange(90).reshape(9, 10) + 100.5) ** 2 / aspect / 9e4
+  window = lambda one: tf.stack(views.inception_window(300, 300, one, (0.0, 1.0), (0.5, 2.0)))  # noqa: E731
+  alone = np.stack([window(tf.constant(one)) for one in u])
+  for start, stop in [(0, 2), (1, 4), (4, 9), (0, 9)]:
+    together = tf.vectorized_map(window, tf.constant(u[start:stop]))
+    np.testing.assert_array_equal(together, alone[start:stop])
 
 
 def test_flip_is_half_of_the_draws_and_mirrors():

@@ -9,6 +9,9 @@ from ssljax.data.resize import resize as numpy_resize
 from ssljax.data.tensorflow import load
 
 TRIES = 10
+# Pixels of a view from which on its resize goes through NumPy and OpenCV even where nothing
+# shrinks: a call into Python costs more than the whole of a picture of 32 x 32.
+LARGE = 64 * 64
 
 
 def inception_window(height, width, u, scale, ratio):
@@ -18,7 +21,9 @@ def inception_window(height, width, u, scale, ratio):
   h, w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
   area = h * w * (scale[0] + (scale[1] - scale[0]) * u[0])
   low, high = math.log(ratio[0]), math.log(ratio[1])
-  aspect = tf.exp(low + (high - low) * u[1])
+  # Padded to whole vector registers: the kernel's remainder has another exp, and in a batch other
+  # tries would be in the remainder than in an example alone.
+  aspect = tf.exp(tf.pad(low + (high - low) * u[1], [[0, -u.shape[1] % 16]]))[: u.shape[1]]
   ws, hs = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
   fits = (ws > 0) & (ws <= w) & (hs > 0) & (hs <= h)
   first = tf.argmax(fits)
@@ -41,11 +46,12 @@ def resize(image, size, method, rounded=False, mirrored=False):
 def resize_to(image, size, method, rounded=False, mirrored=False):
   """Antialiased resize: float32, or `rounded` to the image's dtype; `mirrored`: left for right.
 
-  Where neither axis shrinks nothing needs antialiasing: TensorFlow's plain kernel gives the same
-  values, faster and without the interpreter's lock.
+  Where neither axis of a small view shrinks nothing needs antialiasing: TensorFlow's plain kernel
+  gives the same values without a call into Python.
   """
   tf = load()
   small = rounded and image.dtype == tf.uint8
+  large = isinstance(size, tuple) and math.prod(size) >= LARGE
 
   def plain():
     out = tf.image.resize(image, size, method=method, antialias=False)
@@ -63,7 +69,7 @@ def resize_to(image, size, method, rounded=False, mirrored=False):
     out = tf.ensure_shape(out, [None, None, image.shape[-1]])
     return to_dtype(out, image.dtype) if rounded and not small else out
 
-  return tf.cond(tf.reduce_any(tf.shape(image)[:2] > size), shrunk, plain)
+  return shrunk() if large else tf.cond(tf.reduce_any(tf.shape(image)[:2] > size), shrunk, plain)
 
 
 def to_dtype(image, dtype):

@@ -33,10 +33,7 @@ def decode(loaded, source: Source, channels: int, views: Views, drawn) -> dict:
 
   if any(view.window is None for view, _ in each):
     return applied(tf.ensure_shape(whole(), [None, None, channels]))
-  turned = shape[3] >= 5
-  height = tf.where(turned, shape[2], shape[1])
-  width = tf.where(turned, shape[1], shape[2])
-  windows = [tf.stack(view.window(height, width, d)) for view, d in each]
+  windows = tf.unstack(loaded["windows"])
   box = around(windows)
   part = tf.cond(
     (shape[0] == images.JPEG) & (shape[3] == 1),
@@ -48,6 +45,16 @@ def decode(loaded, source: Source, channels: int, views: Views, drawn) -> dict:
     return views.grouped([view.finish(part, d) for view, d in each])
   corner = tf.concat([box[:2], [0, 0]], 0)
   return views.grouped([v.finish(cut(part, w - corner), d) for (v, d), w in zip(each, windows)])
+
+
+def windows(shape, drawn, views: Views):
+  """Graph: the windows of all views, int32 [v 4], of an example of this header."""
+  tf = load()
+  turned = shape[3] >= 5
+  height = tf.where(turned, shape[2], shape[1])
+  width = tf.where(turned, shape[1], shape[2])
+  found = [view.window(height, width, d) for view, d in zip(views.each(), drawn)]
+  return tf.stack([tf.stack(window) for window in found])
 
 
 def around(windows):

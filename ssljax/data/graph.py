@@ -3,12 +3,12 @@
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from ssljax.data import images, order
-from ssljax.data.decode import decode
+from ssljax.data import direct, images, order
+from ssljax.data.decode import decode, windows
 from ssljax.data.order import Plan
 from ssljax.data.sources import Source
 from ssljax.data.tensorflow import load
@@ -39,6 +39,7 @@ class Loader:
     self.pending: dict[int, tuple[Plan, np.ndarray | None]] = {}
     self.error: BaseException | None = None
     self.single: Callable | None = None
+    self.batchwise: Callable | None = None
 
   def read(self, plan: Plan) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Records of a batch ("" for what has no header), headers and keys, as the graph takes them."""
@@ -85,11 +86,18 @@ class Loader:
     return decode(loaded, self.source, self.channels, self.views, loaded["drawn"])
 
   def drawn(self, batch):
-    """Graph of a batch: its records with the parameters of each view. Example by example the few
-    dozen tiny operations took a third of the time of a small JPEG."""
-    if not any(view.draw for view in self.views.each()):
-      return batch | {"drawn": self.views.draw(None)}
-    return batch | {"drawn": load().vectorized_map(self.views.draw, batch["key"], warn=False)}
+    """Graph of a batch: its records with the parameters of each view, and the windows that follow
+    from them. Example by example these dozens of tiny operations took a third of the time."""
+    tf, views = load(), self.views
+    batch = dict(batch)
+    if any(view.draw for view in views.each()):
+      batch["drawn"] = tf.vectorized_map(views.draw, batch["key"], warn=False)
+    else:
+      batch["drawn"] = views.draw(None)
+    if self.source.form == "picture" and all(view.window for view in views.each()):
+      make = lambda one: windows(one[0], one[1], views)  # noqa: E731
+      batch["windows"] = tf.vectorized_map(make, (batch["shape"], batch["drawn"]), warn=False)
+    return batch
 
   def dataset(self, first: int, last: int | None):
     """tf.data of (step, row [k], {leaf: [k …]}): rows that are missing were damaged."""
@@ -137,19 +145,35 @@ class Loader:
     self, first: int, last: int | None
   ) -> Iterator[tuple[Plan, dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
     """Per step: plan (indices as delivered), leaves [b …], valid [b], labels of records."""
-    tf = load()
-    with tf.device("/CPU:0"):
-      stream = iter(self.dataset(first, last))
-    for step in itertools.count(first) if last is None else range(first, last):
-      at, row, made = self.next(stream)
-      while int(at) < step:  # the empty end of the step before
-        at, row, made = self.next(stream)
-      row, made = row.numpy(), {leaf: x.numpy() for leaf, x in made.items()}
-      plan, labels = self.pending.pop(step)
+    steps: Iterable[int] = itertools.count(first) if last is None else range(first, last)
+    fast = direct.possible(self.source, self.views)
+    for plan, labels, row, made in direct.made(self, steps) if fast else self.made(steps, last):
       if len(row) == len(plan.index):
         yield plan, made, np.ones(len(row), bool), labels
       else:
         yield self.filled(plan, row, made, labels)
+
+  def made(self, steps: Iterable[int], last: int | None):
+    """Per step: plan, labels of records, rows [k] that are readable, {leaf: [k …]}, by tf.data."""
+    stream = None
+    for step in steps:
+      if stream is None:
+        with load().device("/CPU:0"):
+          stream = iter(self.dataset(step, last))
+      at, row, made = self.next(stream)
+      while int(at) < step:  # the empty end of the step before
+        at, row, made = self.next(stream)
+      plan, labels = self.pending.pop(step)
+      yield plan, labels, row.numpy(), {leaf: x.numpy() for leaf, x in made.items()}
+
+  def drawn_now(self, batch: dict[str, np.ndarray]):
+    """`drawn` of a batch, as arrays."""
+    tf = load()
+    if self.batchwise is None:
+      self.batchwise = tf.function(self.drawn, reduce_retracing=True)
+    with tf.device("/CPU:0"):
+      found = self.batchwise({k: tf.constant(v) for k, v in batch.items()})
+    return tf.nest.map_structure(lambda x: x.numpy(), found)
 
   def next(self, stream):
     """The next element. Errors of the reading function are raised as they were."""

@@ -1,18 +1,19 @@
-"""Antialiased resize of one image in NumPy: two products with banded matrices, in float32.
+"""Antialiased resize of one image: two products with banded matrices, in float32.
 
 The kernels are Pillow's and torchvision's: a triangle, and Keys' cubic with a = -0.5, as wide as
 the image shrinks. SciPy multiplies a sparse matrix row by row with vector instructions and without
-the interpreter's lock; TensorFlow's resize took two to three times as long.
+the interpreter's lock; OpenCV transposes and rounds in a quarter of NumPy's time. (OpenCV's own
+resize is not antialiased, and its cubic has a = -0.75.)
 """
 
 import functools
 
+import cv2
 import numpy as np
 from scipy.sparse import csr_array
 
-# Values of a piece that is made float at once: it stays in the processor's cache, and a picture of
-# 8192 x 8192 does not become 800 MB.
-PIECE = 2**17
+# Values of a piece that is made float at once: a picture of 8192 x 8192 does not become 800 MB.
+PIECE = 2**19
 REACH = {"bilinear": 1.0, "bicubic": 2.0}
 
 
@@ -30,12 +31,13 @@ def resize(
   turned = np.empty((width * channels, size[0]), np.float32)
   step = max(1, PIECE // height)
   for at in range(0, width * channels, step):
-    turned[at : at + step] = (rows @ flat[:, at : at + step].astype(np.float32)).T
+    piece = rows @ flat[:, at : at + step].astype(np.float32)
+    cv2.transpose(piece, dst=turned[at : at + step])
   out = columns @ turned.reshape(width, channels * size[0])
   if rounded:
-    out += 0.5  # a cast cuts towards zero
-    out = np.clip(out, 0, 255, out=out).astype(np.uint8)
-  return np.ascontiguousarray(out.reshape(size[1] * channels, size[0]).T).reshape(*size, channels)
+    # Rounds, to even where it is a tie, and clips above 255, but takes -3 for 3.
+    out = cv2.convertScaleAbs(np.maximum(out, 0, out=out))
+  return cv2.transpose(out.reshape(size[1] * channels, size[0])).reshape(*size, channels)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -5,12 +5,14 @@ Keys are int64 [2]; every random operation is stateless with `alg="philox"`, so 
 function of (seed, epoch, index). TensorFlow is imported on first use.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ssljax.data import colour as colour_lib
 from ssljax.data.colour import Colour
-from ssljax.data.crop import TRIES, inception_window, resize, resize_to, to_dtype
+from ssljax.data.crop import LARGE, TRIES, inception_window, resize, resize_to, to_dtype
+from ssljax.data.resize import resize as numpy_resize
 from ssljax.data.tensorflow import load
 
 
@@ -20,7 +22,8 @@ class View(NamedTuple):
   `draw(key [2]) -> parameters`. `window(h, w, parameters) -> y, x, height, width` is the part of
   the image that is used, so that JPEGs are cropped while decoding; `finish(part, parameters)` does
   the rest; `apply(image, parameters)` is both. `colour`: what needs RGB, and how it is switched
-  off.
+  off. `direct`: `finish` without TensorFlow, to the same bits, for uint8 arrays [h w c]; None
+  where there is no such thing.
   """
 
   draw: Callable | None = None
@@ -29,6 +32,7 @@ class View(NamedTuple):
   colour: tuple[str, str] | None = None
   window: Callable | None = None
   finish: Callable | None = None
+  direct: Callable | None = None
 
 
 class Views(NamedTuple):
@@ -220,7 +224,13 @@ def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
       image = to_dtype(image, part.dtype)
     return image
 
-  return View(draw, _applied(window, finish), size, colour_lib.needs_rgb(colour), window, finish)
+  def direct(part, drawn):
+    return numpy_resize(part, size, method, True, bool(flip) and bool(drawn["flip"]))
+
+  return View(
+    draw, _applied(window, finish), size, colour_lib.needs_rgb(colour), window, finish,
+    None if changes or math.prod(size) < LARGE else direct,
+  )  # fmt: skip
 
 
 def resize_crop(*, size: Sequence[int], resize: int = 0, method: str = "bicubic") -> View:
