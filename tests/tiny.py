@@ -108,6 +108,26 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
+  "dcl": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.decoupled_nce", temperature=0.5, sigma=0.5)),
+    PAIRED,
+  ),
+  "vibcreg": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.vibcreg"), projector_last="whiten", whiten_groups=4,
+      projector_bias="all", projector_activation="gelu",
+    ),
+    PAIRED,
+  ),
+  "ssl_ey": ({}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.ssl_ey")), PAIRED),
+  "w_mse": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.w_mse", size=8), projector=(32, 4)), PAIRED
+  ),
+  "mmcr": (
+    {},
+    TWO_VIEW | dict(loss=dict(name="ssljax.losses.mmcr"), target="teacher", momentum=0.9), PAIRED
+  ),
   "dino": (LOCAL | dict(drop_path=0.1), DINO, dict(views=CROPS)),
   "dino_resnet": (RESNET, DINO, dict(views=CROPS)),
   "ibot": (

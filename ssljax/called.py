@@ -1,0 +1,78 @@
+"""Losses called by the names of their parameters: a signature says what a loss wants."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# What a method of several views gives besides them, to a loss that has a parameter of the name.
+GIVEN = {
+  "queue": "keys of earlier batches, [m d]",
+  "memory": "what the loss returned beside its value in the step before, [d d], zeros at first",
+  "labels": "classes, [b]",
+  "order": "a permutation of the batch that belongs to its examples, [b]",
+  "rngs": "one key an example, [b]",
+  "step": "the number of the step, []",
+  "p1": "predictions of the first view, [b d]",
+  "p2": "predictions of the second view, [b d]",
+}
+EXAMPLE = "dict(name='ssljax.losses.nt_xent', temperature=.1)"
+
+
+def asked(loss: Callable) -> tuple[str, ...]:
+  """Names in `GIVEN` that the loss wants: its parameters, but for those that the config sets."""
+  own = getattr(loss, "keywords", {})
+  return tuple(n for n in inspect.signature(loss).parameters if n in GIVEN and n not in own)
+
+
+def at_once(loss: Callable) -> bool:
+  """Whether one call is for all views and both directions: of `z` [b v d], of `views`, a list of
+  [b d], or of projections and predictions (z1, z2, p1, p2)."""
+  return _first(loss) in ("z", "views") or "p1" in asked(loss)
+
+
+def arranged(loss: Callable, views: Sequence[jax.Array]) -> tuple[Any, ...]:
+  """Views, each [b d], as the loss takes them: one array, one list, or an argument each."""
+  first = _first(loss)
+  return {"z": (jnp.stack(views, 1),), "views": (list(views),)}.get(first, tuple(views))
+
+
+def check(loss: Any, queue: bool) -> None:
+  """Whether the loss can be called with what the method has.
+
+  Raises:
+    ValueError: no function, or one that lacks an argument or takes no queue.
+  """
+  if not callable(loss):
+    raise ValueError(
+      f"method.loss must be a function's name and arguments, {EXAMPLE}, not {loss!r}"
+    )
+  if not set(inspect.signature(loss).parameters):
+    raise ValueError("method.loss takes no argument, and is called with two views")
+  views = (None,) * (1 if _first(loss) in ("z", "views") else 2)
+  has = {name: None for name in asked(loss) if queue or name != "queue"}
+  try:
+    inspect.signature(loss).bind(*views, **has | ({"queue": None} if queue else {}))
+  except TypeError as error:
+    given = "two views and a queue" if queue else "two views"
+    hint = "; method.queue is 0" if "'queue'" in str(error) and not queue else ""
+    raise ValueError(f"method.loss is called with {given}: {error}{hint}") from None
+
+
+def value(loss: Callable, found: Any) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+  """What a loss returned -> its mean, the means of its terms, and its new memory or None."""
+  rest: Any = {}
+  if isinstance(found, tuple):
+    found, rest = found
+  memory = None
+  if "memory" in asked(loss):
+    memory, rest = rest, {}
+  if not isinstance(rest, dict):
+    raise ValueError("method.loss must return a number, [b], or either with a dict of its terms")
+  return jnp.mean(found), {name: jnp.mean(term) for name, term in rest.items()}, memory
+
+
+def _first(loss: Callable) -> str:
+  return next(iter(inspect.signature(loss).parameters))
