@@ -1,0 +1,105 @@
+"""Losses of two views that ask for more than two views: one coupling from given features, beside
+independent statements of it in NumPy. Heads are the identity; nothing is encoded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ssljax import called, losses
+from ssljax import config as config_lib
+from ssljax import job as job_lib
+from ssljax.methods.two_view import two_view
+from ssljax.models.vit import vit
+
+B, D, KEY = 12, 4, jax.random.key(3)
+ENCODER = vit(width=D, depth=1, heads=1, patch=(4, 4))
+RNG = np.random.default_rng(0)
+Z = {name: RNG.normal(size=(B, 2, D)).astype(np.float32) for name in ("student", "teacher")}
+INDEX = RNG.permutation(100)[:B]
+
+
+def method(loss, projector=(), **given):
+  return two_view(ENCODER, B, loss=loss, projector=projector, **given)
+
+
+def coupled(made, z=Z, extra=None, params=None, step=0, **batch):
+  """Value, stats and metrics of one coupling; heads without parameters unless they are given."""
+  nothing = {"projector": {}, "predictor": {}}
+  places = {"stats": nothing, "teacher_stats": nothing, "teacher": nothing}
+  batch = {"index": INDEX} | batch
+  return made.couple(params or nothing, places | (extra or {}), z, batch, KEY, step)
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def whitened(x):
+  x = np.float64(x) - x.mean(0, dtype=np.float64)
+  return np.linalg.solve(np.linalg.cholesky(x.T @ x / (len(x) - 1)), x.T).T
+
+
+def test_w_mse_whitens_the_same_drawn_rows_of_both_views():
+  value, _ = coupled(method(functools.partial(losses.w_mse, size=6)))
+  rng = jax.random.fold_in(jax.random.fold_in(KEY, 0xDE211109), 0)
+  draws = [float(jax.random.uniform(jax.random.fold_in(rng, i))) for i in INDEX]
+  order = np.argsort(draws)
+  parts = [
+    unit(whitened(Z["student"][rows, 0])) - unit(whitened(Z["student"][rows, 1]))
+    for rows in (order[:6], order[6:])
+  ]
+  np.testing.assert_allclose(value, np.mean([np.square(p).sum(1) for p in parts]), rtol=1e-4)
+  turned = {name: z[::-1] for name, z in Z.items()}
+  again, _ = coupled(method(functools.partial(losses.w_mse, size=6)), turned, index=INDEX[::-1])
+  np.testing.assert_allclose(value, again, rtol=1e-5)
+
+
+def test_mmcr_takes_the_views_of_student_and_teacher_at_once():
+  value, _ = coupled(method(losses.mmcr, target="teacher"))
+  centroids = np.concatenate([unit(Z["student"]), unit(Z["teacher"])], 1).mean(1)
+  np.testing.assert_allclose(value, -np.linalg.svd(centroids, compute_uv=False).sum(), rtol=1e-5)
+
+
+def test_a_whitened_projection_has_unit_covariance_in_each_group_and_view():
+  made = method(losses.vibcreg, (D,), projector_last="whiten", whiten_groups=2)
+  rng = np.random.default_rng(1)
+  kernel, z = rng.normal(size=(D, D)), RNG.normal(size=(B, 2, D)) + 3 * np.arange(2)[:, None]
+  scale = np.float32([1, 2, 3, 4])
+  head = {"layer_0": {"kernel": kernel}, "norm_0_scale": scale, "norm_0_shift": np.ones(D)}
+  value, _ = coupled(made, {"student": z}, params={"projector": head, "predictor": {}})
+  views = []
+  for x in np.moveaxis(z @ kernel, 1, 0):
+    halves = []
+    for part in np.split(x - x.mean(0), 2, axis=1):
+      sigma = part.T @ part / B + 1e-5 * np.eye(2)
+      root, trace = np.eye(2), np.trace(sigma)
+      for _ in range(5):
+        root = (3 * root - root @ root @ root @ sigma / trace) / 2
+      halves.append(part @ root / np.sqrt(trace))
+    views.append(np.float32(np.concatenate(halves, 1) * scale + 1))
+  np.testing.assert_allclose(value, losses.vibcreg(*views)[0], rtol=1e-4)
+
+
+def test_losses_say_what_they_want():
+  assert called.asked(functools.partial(losses.w_mse, size=4)) == ("order",)
+  assert called.asked(functools.partial(losses.supcon, labels=None, temperature=0.1)) == ()
+  assert called.at_once(losses.mmcr) and not called.at_once(losses.vicreg)
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"method.whiten_groups": "5"}, "whiten_groups 5 must divide the projector's width, 16"),
+    ({"method.target": "stopped"}, 'at once: no method.target "stopped"'),
+    ({"method.loss": "{'name': 'ssljax.losses.sigreg'}"}, "two views: missing .*'key'"),
+    ({"method.loss.name": "ssljax.losses.info_nce_queue"}, "method.queue is 0"),
+  ],
+)
+def test_mistakes_are_named(settings, message):
+  name = "vibcreg" if "method.whiten_groups" in settings else "mmcr"
+  with pytest.raises(ValueError, match=message):
+    job_lib.assemble(config_lib.override(tiny.config(name), settings))
