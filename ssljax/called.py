@@ -1,11 +1,13 @@
 """Losses called by the names of their parameters: a signature says what a loss wants."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ssljax.step import example_keys
 
 # What a method of several views gives besides them, to a loss that has a parameter of the name.
 GIVEN = {
@@ -33,12 +35,6 @@ def at_once(loss: Callable) -> bool:
   return _first(loss) in ("z", "views") or "p1" in asked(loss)
 
 
-def arranged(loss: Callable, views: Sequence[jax.Array]) -> tuple[Any, ...]:
-  """Views, each [b d], as the loss takes them: one array, one list, or an argument each."""
-  first = _first(loss)
-  return {"z": (jnp.stack(views, 1),), "views": (list(views),)}.get(first, tuple(views))
-
-
 def check(loss: Any, queue: bool) -> None:
   """Whether the loss can be called with what the method has.
 
@@ -61,13 +57,38 @@ def check(loss: Any, queue: bool) -> None:
     raise ValueError(f"method.loss is called with {given}: {error}{hint}") from None
 
 
-def value(loss: Callable, found: Any) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-  """What a loss returned -> its mean, the means of its terms, and its new memory or None."""
-  rest: Any = {}
+def check_views(loss: Callable, target: str, predictor: bool, symmetric: bool) -> None:
+  """Whether the loss can be called with the views that the method compares.
+
+  Raises:
+    ValueError: which argument of the method does not fit.
+  """
+  if "p1" in asked(loss):
+    if not predictor or not symmetric:
+      raise ValueError("method.loss compares predictions: set method.predictor, and no .symmetric")
+  elif at_once(loss) and target == "stopped":
+    raise ValueError('method.loss sees all views at once: no method.target "stopped" for it')
+
+
+def drawn(rng: jax.Array, index: jax.Array) -> dict[str, jax.Array]:
+  """What belongs to the examples of these ids [b], wherever they stand in the batch."""
+  rngs = example_keys(rng, index)
+  return {"rngs": rngs, "order": jnp.argsort(jax.vmap(jax.random.uniform)(rngs))}
+
+
+def call(
+  loss: Callable, views: Sequence[jax.Array], has: Mapping[str, Any]
+) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+  """The loss of views, each [b d], given what it asks for of `has` -> its mean, the means of its
+  terms, and its new memory or None."""
+  wanted = asked(loss)
+  given = {name: x for name, x in has.items() if name in wanted and x is not None}
+  forms = {"z": lambda: (jnp.stack(views, 1),), "views": lambda: (list(views),)}
+  found, rest = loss(*forms.get(_first(loss), lambda: views)(), **given), {}
   if isinstance(found, tuple):
     found, rest = found
   memory = None
-  if "memory" in asked(loss):
+  if "memory" in wanted:
     memory, rest = rest, {}
   if not isinstance(rest, dict):
     raise ValueError("method.loss must return a number, [b], or either with a dict of its terms")

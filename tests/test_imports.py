@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 FILES: dict[str, tuple[str, ...]] = {
   "schedules": (),
   "collapse": (),
-  "called": (),
+  "called": ("step",),
   "sharding": (),
   "step": (),
   "groups": ("schedules",),

@@ -4,7 +4,6 @@ independent statements of it in NumPy. Heads are the identity; nothing is encode
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -84,6 +83,73 @@ def test_a_whitened_projection_has_unit_covariance_in_each_group_and_view():
   np.testing.assert_allclose(value, losses.vibcreg(*views)[0], rtol=1e-4)
 
 
+def test_supcon_draws_all_views_of_a_class_together():
+  label = np.arange(B) % 3
+  value, _ = coupled(method(functools.partial(losses.supcon, temperature=0.2)), label=label)
+  z = unit(Z["student"]).reshape(-1, D)
+  same, found = np.repeat(label, 2)[:, None] == np.repeat(label, 2), []
+  for i, scores in enumerate(z @ z.T / 0.2):
+    others = np.arange(2 * B) != i
+    found.append(np.log(np.exp(scores[others]).sum()) - scores[others & same[i]].mean())
+  np.testing.assert_allclose(value, np.mean(found), rtol=1e-5)
+
+
+def test_tico_carries_its_covariance_through_both_directions_and_steps():
+  made, memory = method(losses.tico, target="teacher"), np.zeros((D, D))
+  extra = {"memory": memory, "stats": {}, "teacher_stats": {}, "teacher": {}}
+  for step in range(2):
+    value, (stats, _) = coupled(made, extra={"memory": extra["memory"]}, step=step)
+    found = []
+    for online, wanted in ((0, 1), (1, 0)):
+      a, b = unit(Z["student"][:, online]), unit(Z["teacher"][:, wanted])
+      memory = 0.9 * memory + 0.1 * a.T @ a / B
+      found.append(1 - (a * b).sum(1) + 8 * np.einsum("bi,ij,bj->b", a, memory, a))
+    np.testing.assert_allclose(value, np.mean(found), rtol=1e-5)
+    extra = made.update({}, extra, stats, step)
+    np.testing.assert_allclose(extra["memory"], memory, rtol=1e-5)
+
+
+def test_nnclr_predicts_the_neighbours_and_keeps_the_first_views():
+  loss = functools.partial(losses.nnclr, temperature=0.2)
+  made = method(loss, target="stopped", predictor=(D,), queue=20, queued="first")
+  rng = np.random.default_rng(2)
+  queue, kernel = rng.normal(size=(20, D)).astype(np.float32), rng.normal(size=(D, D))
+  head = {"layer_0": {"kernel": kernel, "bias": np.ones(D)}}
+  extra = {"queue": queue, "position": np.int32(15), "stats": {}}
+  params = {"projector": {}, "predictor": head}
+  value, (stats, _) = coupled(made, extra={"queue": queue}, params=params)
+  z = [unit(Z["student"][:, i]) for i in range(2)]
+  p = [unit(Z["student"][:, i] @ kernel + 1) for i in range(2)]
+  found = []
+  for i, j in ((0, 1), (1, 0)):
+    near = unit(queue)[(z[i] @ unit(queue).T).argmax(1)]
+    scores = near @ p[j].T / 0.2
+    found.append(np.log(np.exp(scores).sum(1)) - np.diag(scores))
+  np.testing.assert_allclose(value, np.mean(found), rtol=1e-5)
+  after = made.update(params, extra, stats, 0)
+  np.testing.assert_allclose(after["queue"][15:], z[0][:5], rtol=1e-5)
+  np.testing.assert_allclose(after["queue"][:7], z[0][5:], rtol=1e-5)
+  np.testing.assert_array_equal(after["queue"][7:15], queue[7:15])
+
+
+def test_mochi_mixes_for_each_example_its_own_negatives_from_its_start_on():
+  loss = functools.partial(losses.mochi, temperature=0.2, n_hard=6, s=4, s2=2, start=3)
+  made = method(loss, target="teacher", symmetric=False, queue=20)
+  queue = np.random.default_rng(2).normal(size=(20, D)).astype(np.float32)
+  z = {name: x[:, :1] for name, x in Z.items()}
+  before, _ = coupled(made, z, {"queue": queue}, step=2)
+  plain = losses.info_nce_queue(z["student"][:, 0], z["teacher"][:, 0], queue, 0.2).mean()
+  np.testing.assert_allclose(before, plain, rtol=1e-6)
+  value, _ = coupled(made, z, {"queue": queue}, step=3)
+  assert value > plain + 0.1  # more negatives, and hard ones
+  turned = {name: x[::-1] for name, x in z.items()}
+  again, _ = coupled(made, turned, {"queue": queue}, step=3, index=INDEX[::-1])
+  np.testing.assert_allclose(value, again, rtol=1e-5)
+  others, _ = coupled(made, z, {"queue": queue}, step=3, index=INDEX + 1)
+  assert abs(others - value) > 1e-4
+  np.testing.assert_allclose(made.chance, np.log(20 + 1 + 6), rtol=1e-6)
+
+
 def test_losses_say_what_they_want():
   assert called.asked(functools.partial(losses.w_mse, size=4)) == ("order",)
   assert called.asked(functools.partial(losses.supcon, labels=None, temperature=0.1)) == ()
@@ -97,9 +163,18 @@ def test_losses_say_what_they_want():
     ({"method.target": "stopped"}, 'at once: no method.target "stopped"'),
     ({"method.loss": "{'name': 'ssljax.losses.sigreg'}"}, "two views: missing .*'key'"),
     ({"method.loss.name": "ssljax.losses.info_nce_queue"}, "method.queue is 0"),
+    ({"method.predictor": "()"}, "compares predictions: set method.predictor"),
+    ({"method.queued": "last"}, "method.queued 'last' is none of all, first"),
   ],
 )
 def test_mistakes_are_named(settings, message):
-  name = "vibcreg" if "method.whiten_groups" in settings else "mmcr"
+  key = next(iter(settings))
+  name = {"method.whiten_groups": "vibcreg", "method.predictor": "nnclr"}.get(key, "mmcr")
   with pytest.raises(ValueError, match=message):
     job_lib.assemble(config_lib.override(tiny.config(name), settings))
+
+
+def test_a_loss_of_labels_refuses_a_source_without_them():
+  config = tiny.config("supcon", data=dict(source={"image": tiny.images(64)["image"]}))
+  with pytest.raises(ValueError, match="needs label in the batch.*the source has none"):
+    job_lib.assemble(config_lib.complete(config))

@@ -128,6 +128,29 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     {},
     TWO_VIEW | dict(loss=dict(name="ssljax.losses.mmcr"), target="teacher", momentum=0.9), PAIRED
   ),
+  "supcon": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.supcon", temperature=0.2)), PAIRED
+  ),
+  "tico": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.tico"), target="teacher", momentum=0.9),
+    PAIRED,
+  ),
+  "nnclr": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.nnclr", temperature=0.2), predictor=(32, 16), target="stopped",
+      queue=32, queued="first",
+    ),
+    PAIRED,
+  ),
+  "mochi": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.mochi", temperature=0.2, n_hard=8, s=4, s2=2, start=1),
+      projector_norm="none", target="teacher", symmetric=False, momentum=0.9, queue=32,
+    ),
+    PAIRED,
+  ),
   "dino": (LOCAL | dict(drop_path=0.1), DINO, dict(views=CROPS)),
   "dino_resnet": (RESNET, DINO, dict(views=CROPS)),
   "ibot": (

@@ -16,9 +16,15 @@ VIbCReg (Lee and Aune 2021, 2109.00783): loss `vibcreg`, projector_last "whiten"
 W-MSE (Ermolov et al. 2021, 2007.06346): loss `w_mse`; `size` rows are whitened together.
 SSL-EY (Chapman et al. 2023, 2310.01012): loss `ssl_ey`, target "online".
 MMCR (Yerxa et al. 2023, 2303.03307): loss `mmcr`, target "teacher": half of each centroid is its.
+SupCon (Khosla et al. 2020, 2004.11362): loss `supcon`, target "online"; needs labels.
+TiCo (Zhu et al. 2022, 2206.10698): loss `tico`, target "teacher"; its covariance is in `extra`.
+NNCLR (Dwibedi et al. 2021, 2104.14548): loss `nnclr`, target "stopped" with a predictor and a
+queue of the first view's projections (`queued` "first").
+MoCHi (Kalantidis et al. 2020, 2010.01028): MoCo v2 with loss `mochi`.
 """
 
 import functools
+import inspect
 import math
 import zlib
 from collections.abc import Callable
@@ -37,17 +43,21 @@ CHOICES = {
   "target": ("online", "stopped", "unstopped", "teacher"),
   "norm_views": ("apart", "together"),
   "batch_norm": ("global", "microbatch"),
+  "queued": ("all", "first"),
 }
-# Loss -> how many it tells one example apart from, itself included: (batch, queue) -> count. Its
+# Loss -> how many it tells one example apart from, itself included: (batch, queue, …) -> count. Its
 # value is the logarithm where all similarities are alike.
 CANDIDATES: dict[Callable, Callable] = {
   losses.nt_xent: lambda b, queue: 2 * b - 1,
   losses.debiased_nce: lambda b, queue: 2 * b - 1,
   losses.kernel_info_nce: lambda b, queue: 2 * b - 1,
   losses.decoupled_nce: lambda b, queue: 2 * b - 2,  # the pair itself is not below the line
+  losses.supcon: lambda b, queue: 2 * b - 1,
   losses.info_nce: lambda b, queue: b + queue,
   losses.info_nce_inbatch: lambda b, queue: b,
+  losses.nnclr: lambda b, queue: b,
   losses.info_nce_queue: lambda b, queue: queue + 1,
+  losses.mochi: lambda b, queue, s=1024, s2=128: queue + 1 + s + s2,
 }
 
 
@@ -66,6 +76,7 @@ class Parts(NamedTuple):
   taught: tuple[int, ...]
   momentum: Callable
   queue: int
+  queued: str
   asked: tuple[str, ...]
 
 
@@ -89,6 +100,7 @@ def two_view(
   symmetric: bool = True,
   momentum=0.996,
   queue: int = 0,
+  queued: str = "all",
   norm_views: str = "apart",
   batch_norm: str = "global",
 ) -> Method:
@@ -113,6 +125,7 @@ def two_view(
     symmetric: the mean of both directions; False: the first view is compared with the second. An
       "online" target has one direction only.
     queue: number of keys of earlier batches for the loss; this batch's enter after the step.
+    queued: what enters: the target's projections of "all" its views, or of the "first" alone.
     norm_views: batch norm sees each view "apart", as where a network is called once a view, or all
       "together", as in SimCLR.
     batch_norm: of the encoder under `accum`. "global": over the whole batch, which no accumulation
@@ -121,12 +134,12 @@ def two_view(
   Raises:
     ValueError: an unknown name, or parts that do not go together.
   """
-  _check(dict(target=target, norm_views=norm_views, batch_norm=batch_norm))
+  _check(dict(target=target, norm_views=norm_views, batch_norm=batch_norm, queued=queued))
   directions = ((0, 1), (1, 0)) if symmetric and target != "online" else ((0, 1),)
-  _check_parts(batch_size, target, predictor, queue, len(directions))
+  entering = 1 if queued == "first" or not symmetric and target == "teacher" else 2
+  _check_parts(batch_size, target, predictor, queue, entering)
   called.check(loss, bool(queue))
-  if called.at_once(loss) and target == "stopped":
-    raise ValueError('method.loss sees all views at once: no method.target "stopped" for it')
+  called.check_views(loss, target, bool(predictor), symmetric)
   head = functools.partial(Projector, dtype=encoder.dtype)
   ends = (projector_last, projector_bias, projector_activation)
   whiten = functools.partial(losses.iter_norm, groups=_groups(whiten_groups, projector, ends[0]))
@@ -139,7 +152,7 @@ def two_view(
   run = functools.partial(run_views, together=norm_views == "together")
   parts = Parts(
     encoder, heads, run, loss, loss_scale, target, directions, student, taught,
-    schedules.moving(momentum), queue, called.asked(loss),
+    schedules.moving(momentum), queue, queued, called.asked(loss),
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
@@ -212,15 +225,16 @@ def _couple(parts: Parts, params, extra, z, batch, rng, step):
   memory, found = extra.get("memory"), []
   for number, views in enumerate(_compared(parts, online, wanted)):
     key = jax.random.fold_in(jax.random.fold_in(rng, zlib.crc32(b"loss")), number)
-    given = _given(extra, batch, key, step) | {"memory": memory}
-    given = {name: x for name, x in given.items() if name in parts.asked and x is not None}
-    out = parts.loss(*called.arranged(parts.loss, views), **given)
-    *value, memory = called.value(parts.loss, out)
+    has = {"queue": extra.get("queue"), "memory": memory, "labels": batch.get("label")}
+    has |= {"step": step, "p1": online[:, 0], "p2": online[:, -1]}
+    has |= called.drawn(key, batch["index"])
+    *value, memory = called.call(parts.loss, views, has)
     found.append(tuple(value))
   value, metrics = jax.tree.map(lambda *x: sum(x) / len(x), *found)
   if memory is not None:
     mean["memory"] = memory
-  stats = {"mean": mean, "rows": {"keys": wanted} if parts.queue else {}}
+  keys = wanted if parts.queued == "all" else wanted[:, :1]
+  stats = {"mean": mean, "rows": {"keys": keys} if parts.queue else {}}
   spread = collapse.features(projected[:, 0])
   return parts.loss_scale * value, (jax.lax.stop_gradient(stats), metrics | spread)
 
@@ -228,21 +242,14 @@ def _couple(parts: Parts, params, extra, z, batch, rng, step):
 def _compared(parts: Parts, online, wanted) -> list[list[jax.Array]]:
   """What each call of the loss compares, views of [b d]."""
   teacher = parts.target == "teacher"
+  if "p1" in parts.asked:
+    return [jnp.unstack(wanted, axis=1)]
   if called.at_once(parts.loss):
     return [[*jnp.unstack(online, axis=1), *(jnp.unstack(wanted, axis=1) if teacher else ())]]
   return [
     [online[:, parts.student.index(i)], wanted[:, parts.taught.index(j) if teacher else j]]
     for i, j in parts.directions
   ]
-
-
-def _given(extra, batch, rng, step) -> dict[str, Any]:
-  """What a loss may ask for, see `called.GIVEN`."""
-  rngs = example_keys(rng, batch["index"])
-  return {
-    "queue": extra.get("queue"), "labels": batch.get("label"), "rngs": rngs, "step": step,
-    "order": jnp.argsort(jax.vmap(jax.random.uniform)(rngs)),
-  }  # fmt: skip
 
 
 def _update(parts: Parts, params, extra, stats, step):
@@ -270,8 +277,12 @@ def _encode(parts: Parts, params, extra, batch, layers=()):
 
 def _chance(parts: Parts, batch_size: int) -> float:
   """The loss where every pair is equally similar; 0 where the loss does not tell pairs apart."""
-  count = CANDIDATES.get(getattr(parts.loss, "func", parts.loss))
-  return parts.loss_scale * math.log(count(batch_size, parts.queue)) if count else 0.0
+  loss = parts.loss
+  count, given = CANDIDATES.get(getattr(loss, "func", loss)), getattr(loss, "keywords", {})
+  if count is None:
+    return 0.0
+  sizes = {k: v for k, v in given.items() if k in inspect.signature(count).parameters}
+  return parts.loss_scale * math.log(count(batch_size, parts.queue, **sizes))
 
 
 def _groups(groups: int, projector: tuple[int, ...], last: str) -> int:
@@ -288,12 +299,12 @@ def _check(given: dict[str, str]) -> None:
       raise ValueError(f"method.{argument} {value!r} is none of {names}")
 
 
-def _check_parts(batch_size: int, target: str, predictor: tuple, queue: int, directions: int):
+def _check_parts(batch_size: int, target: str, predictor: tuple, queue: int, entering: int):
   if batch_size < 2:
     raise ValueError("batch_size 1: a loss between the examples of a batch needs two or more")
   if predictor and target == "online":
     raise ValueError('method.predictor needs method.target "stopped" or "teacher"')
-  if queue and target != "teacher":
-    raise ValueError('method.queue needs method.target "teacher"')
-  if queue and queue < batch_size * directions:
-    raise ValueError(f"method.queue {queue} is smaller than the {batch_size * directions} new keys")
+  if queue and target not in ("teacher", "stopped"):
+    raise ValueError('method.queue needs method.target "teacher" or "stopped"')
+  if queue and queue < batch_size * entering:
+    raise ValueError(f"method.queue {queue} is smaller than the {batch_size * entering} new keys")
