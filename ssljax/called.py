@@ -20,6 +20,8 @@ GIVEN = {
   "p1": "predictions of the first view, [b d]",
   "p2": "predictions of the second view, [b d]",
 }
+PLACES = ("pooled", "projected")  # the encoder's features, and what the projector makes of them
+TAKEN = ("loss", "grad_norm", "std", "rank", "probe_loss", "probe_top1")
 EXAMPLE = "dict(name='ssljax.losses.nt_xent', temperature=.1)"
 
 
@@ -93,6 +95,48 @@ def call(
   if not isinstance(rest, dict):
     raise ValueError("method.loss must return a number, [b], or either with a dict of its terms")
   return jnp.mean(found), {name: jnp.mean(term) for name, term in rest.items()}, memory
+
+
+def check_terms(terms: Mapping[str, Mapping[str, Any]], views: int) -> None:
+  """Whether every term can be called with what it is on.
+
+  Raises:
+    ValueError: which term, and what it lacks.
+  """
+  for name, term in terms.items():
+    where = f"method.terms.{name}"
+    if name in TAKEN:
+      raise ValueError(f"{where}: a metric has this name already; choose another")
+    if term.get("on", "projected") not in PLACES:
+      raise ValueError(f"{where}.on {term['on']!r} is none of {', '.join(PLACES)}")
+    count = _arrays(term["call"])
+    if count not in (1, 2):
+      raise ValueError(f"{where} is called with one or two arrays [b d], and requires {count}")
+    if count > views:
+      raise ValueError(f"{where} compares two views, and the encoder sees one: symmetric=False")
+
+
+def added(
+  terms: Mapping[str, Mapping[str, Any]], has: Mapping[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The weighted sum of terms, and each by its name without its weight.
+
+  has: what they are on, [b v d] by the names of `PLACES`. A term of one array is the mean over the
+  views, one of two arrays compares the first two.
+  """
+  found = {}
+  for name, term in terms.items():
+    views, call = jnp.unstack(has[term.get("on", "projected")], axis=1), term["call"]
+    pairs = [views[:2]] if _arrays(call) == 2 else [(view,) for view in views]
+    found[name] = sum(jnp.mean(call(*pair)) for pair in pairs) / len(pairs)
+  weighted = (terms[name].get("weight", 1.0) * value for name, value in found.items())
+  return sum(weighted, jnp.zeros(())), found
+
+
+def _arrays(call: Callable) -> int:
+  """How many arguments it requires."""
+  parameters = inspect.signature(call).parameters.values()
+  return sum(p.default is p.empty and p.kind != p.VAR_KEYWORD for p in parameters)
 
 
 def _first(loss: Callable) -> str:

@@ -150,6 +150,55 @@ def test_mochi_mixes_for_each_example_its_own_negatives_from_its_start_on():
   np.testing.assert_allclose(made.chance, np.log(20 + 1 + 6), rtol=1e-6)
 
 
+def test_terms_are_added_by_their_weights_and_told_by_their_names():
+  terms = {
+    "entropy": dict(name="ssljax.losses.er_entropy", weight=-0.5, concentration=4.0),
+    "far": dict(name="ssljax.losses.er_reconstruction", weight=2.0),
+    "dimension": dict(name="ssljax.losses.ldreg", neighbours=4, on="pooled"),
+  }
+  spec = dict(name="ssljax.methods.two_view", loss=dict(name="ssljax.losses.vicreg"), terms=terms)
+  head = dict(projector=(D,), projector_norm="none", projector_bias="none", loss_scale=3.0)
+  whole = config_lib.complete(tiny.config("simclr") | dict(method=spec | head))["method"]
+  assert whole["terms"]["far"]["on"] == "projected" and whole["terms"]["far"]["concentration"] == 10
+  made = config_lib.build(whole | {"batch_norm": "global"}, encoder=ENCODER, batch_size=B)
+  kernel = np.random.default_rng(4).normal(size=(D, D)).astype(np.float32)
+  params = {"projector": {"layer_0": {"kernel": kernel}}, "predictor": {}}
+  value, (_, metrics) = coupled(made, params=params)
+  x = [Z["student"][:, i] for i in range(2)]
+  z = [one @ kernel for one in x]
+  wanted = {
+    "entropy": np.mean([losses.er_entropy(one, 4.0) for one in z]),
+    "far": losses.er_reconstruction(*z).mean(),
+    "dimension": np.mean([losses.ldreg(one, neighbours=4).mean() for one in x]),
+  }
+  for name, one in wanted.items():
+    np.testing.assert_allclose(metrics[name], one, rtol=1e-5)
+  added = -0.5 * wanted["entropy"] + 2 * wanted["far"] + wanted["dimension"]
+  np.testing.assert_allclose(value, 3 * losses.vicreg(*z)[0] + added, rtol=1e-5)
+  assert made.chance == 0
+
+
+ENTROPY = {"name": "ssljax.losses.er_entropy"}
+
+
+@pytest.mark.parametrize(
+  "terms, message",
+  [
+    ({"e": ENTROPY | {"wieght": 1.0}}, "unknown config key method.terms.e.wieght; did you mean"),
+    ({"e": ENTROPY | {"weight": "a"}}, "method.terms.e.weight wants a float like 1.0"),
+    ({"e": {"name": "ssljax.losses.er_entrpy"}}, "did you mean ssljax.losses.er_entropy"),
+    ({"e": ENTROPY | {"on": "patches"}}, "terms.e.on 'patches' is none of pooled, projected"),
+    ({"std": ENTROPY}, "method.terms.std: a metric has this name already"),
+    ({"e": {"name": "ssljax.losses.nnclr"}}, "one or two arrays .b d., and requires 6"),
+  ],
+)
+def test_mistakes_of_terms_are_named(terms, message):
+  config = tiny.config("simclr")
+  config["method"]["terms"] = terms
+  with pytest.raises(ValueError, match=message):
+    job_lib.assemble(config_lib.complete(config))
+
+
 def test_losses_say_what_they_want():
   assert called.asked(functools.partial(losses.w_mse, size=4)) == ("order",)
   assert called.asked(functools.partial(losses.supcon, labels=None, temperature=0.1)) == ()

@@ -146,8 +146,19 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   "mochi": (
     {},
     TWO_VIEW | dict(
-      loss=dict(name="ssljax.losses.mochi", temperature=0.2, n_hard=8, s=4, s2=2, start=1),
+      loss=dict(name="ssljax.losses.mochi", temperature=0.2, n_hard=8, s=4, s2=2),
       projector_norm="none", target="teacher", symmetric=False, momentum=0.9, queue=32,
+    ),
+    PAIRED,
+  ),
+  "terms": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.alignment"),
+      terms=dict(
+        entropy=dict(name="ssljax.losses.von_neumann_entropy", weight=-1.0),
+        dimension=dict(name="ssljax.losses.ldreg", neighbours=4, on="pooled"),
+      ),
     ),
     PAIRED,
   ),

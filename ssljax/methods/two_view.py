@@ -27,7 +27,7 @@ import functools
 import inspect
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +78,7 @@ class Parts(NamedTuple):
   queue: int
   queued: str
   asked: tuple[str, ...]
+  terms: Mapping[str, Mapping[str, Any]]
 
 
 def two_view(
@@ -103,6 +104,7 @@ def two_view(
   queued: str = "all",
   norm_views: str = "apart",
   batch_norm: str = "global",
+  terms: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Method:
   """A method of two views, `batch["views"]` [b 2 h w c].
 
@@ -130,6 +132,9 @@ def two_view(
       "together", as in SimCLR.
     batch_norm: of the encoder under `accum`. "global": over the whole batch, which no accumulation
       can give; "microbatch": over each microbatch.
+    terms: further losses of the student's views, {name: dict(name=…, weight=1, on="projected")} of
+      a function of one array [b d] or two, on "projected" or "pooled" features; added to the scaled
+      loss, logged by their names. dict(entropy=dict(name="ssljax.losses.er_entropy", weight=-1)).
 
   Raises:
     ValueError: an unknown name, or parts that do not go together.
@@ -149,10 +154,12 @@ def two_view(
   }
   student = (0, 1) if symmetric or target != "teacher" else (0,)
   taught = (0, 1) if symmetric else (1,)
+  called.check_terms(terms or {}, len(student))
   run = functools.partial(run_views, together=norm_views == "together")
   parts = Parts(
     encoder, heads, run, loss, loss_scale, target, directions, student, taught,
     schedules.moving(momentum), queue, queued, called.asked(loss),
+    terms or {},
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
@@ -235,8 +242,9 @@ def _couple(parts: Parts, params, extra, z, batch, rng, step):
     mean["memory"] = memory
   keys = wanted if parts.queued == "all" else wanted[:, :1]
   stats = {"mean": mean, "rows": {"keys": keys} if parts.queue else {}}
-  spread = collapse.features(projected[:, 0])
-  return parts.loss_scale * value, (jax.lax.stop_gradient(stats), metrics | spread)
+  more, named = called.added(parts.terms, {"pooled": z["student"], "projected": projected})
+  metrics |= collapse.features(projected[:, 0]) | named
+  return parts.loss_scale * value + more, (jax.lax.stop_gradient(stats), metrics)
 
 
 def _compared(parts: Parts, online, wanted) -> list[list[jax.Array]]:
@@ -279,7 +287,7 @@ def _chance(parts: Parts, batch_size: int) -> float:
   """The loss where every pair is equally similar; 0 where the loss does not tell pairs apart."""
   loss = parts.loss
   count, given = CANDIDATES.get(getattr(loss, "func", loss)), getattr(loss, "keywords", {})
-  if count is None:
+  if count is None or parts.terms:
     return 0.0
   sizes = {k: v for k, v in given.items() if k in inspect.signature(count).parameters}
   return parts.loss_scale * math.log(count(batch_size, parts.queue, **sizes))
