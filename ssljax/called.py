@@ -109,7 +109,11 @@ def check_terms(terms: Mapping[str, Mapping[str, Any]], views: int) -> None:
       raise ValueError(f"{where}: a metric has this name already; choose another")
     if term.get("on", "projected") not in PLACES:
       raise ValueError(f"{where}.on {term['on']!r} is none of {', '.join(PLACES)}")
-    count = _arrays(term["call"])
+    required = _required(term["call"])
+    lacking = [p.name for p in required if p.annotation not in (p.empty, jax.Array)]
+    if lacking:
+      raise ValueError(f"{where} lacks {', '.join(lacking)}")
+    count = len(required)
     if count not in (1, 2):
       raise ValueError(f"{where} is called with one or two arrays [b d], and requires {count}")
     if count > views:
@@ -124,19 +128,20 @@ def added(
   has: what they are on, [b v d] by the names of `PLACES`. A term of one array is the mean over the
   views, one of two arrays compares the first two.
   """
-  found = {}
+  found: dict[str, jax.Array] = {}
   for name, term in terms.items():
     views, call = jnp.unstack(has[term.get("on", "projected")], axis=1), term["call"]
-    pairs = [views[:2]] if _arrays(call) == 2 else [(view,) for view in views]
-    found[name] = sum(jnp.mean(call(*pair)) for pair in pairs) / len(pairs)
-  weighted = (terms[name].get("weight", 1.0) * value for name, value in found.items())
-  return sum(weighted, jnp.zeros(())), found
+    pairs = [views[:2]] if len(_required(call)) == 2 else [(view,) for view in views]
+    found[name] = jnp.stack([jnp.mean(call(*pair)) for pair in pairs]).mean()
+  total = jnp.zeros(())
+  for name, value in found.items():
+    total += terms[name].get("weight", 1.0) * value
+  return total, found
 
 
-def _arrays(call: Callable) -> int:
-  """How many arguments it requires."""
+def _required(call: Callable) -> list[inspect.Parameter]:
   parameters = inspect.signature(call).parameters.values()
-  return sum(p.default is p.empty and p.kind != p.VAR_KEYWORD for p in parameters)
+  return [p for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD]
 
 
 def _first(loss: Callable) -> str:

@@ -157,7 +157,7 @@ def _group(value: Any) -> bool:
 def _function(where: str, spec: dict, more: Mapping = {}) -> dict:
   """A function that a component will call: its arguments but those that the component gives."""
   parameters = inspect.signature(resolve(spec["name"], where)).parameters
-  defaults = {k: p.default for k, p in parameters.items()} | more
+  defaults = {k: p.default for k, p in parameters.items()} | {**more}
   arguments = {k: v for k, v in spec.items() if k != "name"}
   _known(arguments, defaults, f"{where}.")
   _typed(defaults, arguments, f"{where}.")

@@ -188,8 +188,9 @@ ENTROPY = {"name": "ssljax.losses.er_entropy"}
     ({"e": ENTROPY | {"weight": "a"}}, "method.terms.e.weight wants a float like 1.0"),
     ({"e": {"name": "ssljax.losses.er_entrpy"}}, "did you mean ssljax.losses.er_entropy"),
     ({"e": ENTROPY | {"on": "patches"}}, "terms.e.on 'patches' is none of pooled, projected"),
+    ({"e": {"name": "ssljax.losses.max_entropy_marginals"}}, "terms.e lacks covariance_weight"),
     ({"std": ENTROPY}, "method.terms.std: a metric has this name already"),
-    ({"e": {"name": "ssljax.losses.nnclr"}}, "one or two arrays .b d., and requires 6"),
+    ({"e": {"name": "ssljax.losses.nnclr", "temperature": 0.1}}, "two arrays .*requires 5"),
   ],
 )
 def test_mistakes_of_terms_are_named(terms, message):

@@ -251,7 +251,7 @@ def _compared(parts: Parts, online, wanted) -> list[list[jax.Array]]:
   """What each call of the loss compares, views of [b d]."""
   teacher = parts.target == "teacher"
   if "p1" in parts.asked:
-    return [jnp.unstack(wanted, axis=1)]
+    return [[wanted[:, 0], wanted[:, 1]]]
   if called.at_once(parts.loss):
     return [[*jnp.unstack(online, axis=1), *(jnp.unstack(wanted, axis=1) if teacher else ())]]
   return [
