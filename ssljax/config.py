@@ -52,6 +52,8 @@ DEFAULTS: dict[str, Any] = {
   "mesh": {"devices": 0, "state": "replicated", "min_size": 65536, "replica": 1, "tensor": 1},
 }
 COMPONENTS = ("method", "encoder", "optimizer", "schedule")
+# Of a function in a group of them, such as method.terms, besides its own arguments.
+TERM: dict[str, Any] = {"weight": 1.0, "on": "projected"}
 SECTIONS = (*COMPONENTS, "data", "probe", "checkpoint", "log", "eval", "mesh")
 DTYPES = ("float32", "bfloat16", "float16")
 # Which keys may differ between a run and its resumption. The first match decides.
@@ -134,6 +136,9 @@ def _component(where: str, spec: dict) -> dict:
   if lacking:
     raise ValueError(f"{where} lacks {', '.join(lacking)}")
   inner = {k: _function(f"{where}.{k}", v) for k, v in arguments.items() if _named(v)}
+  for k, group in arguments.items():
+    if _group(group):
+      inner[k] = {n: _function(f"{where}.{k}.{n}", v, TERM) for n, v in group.items()}
   plain_arguments = {k: v for k, v in arguments.items() if k not in inner}
   _typed(defaults, plain_arguments, f"{where}.")
   return {"name": spec["name"], **defaults, **plain_arguments, **inner}
@@ -144,10 +149,15 @@ def _named(value: Any) -> bool:
   return isinstance(value, dict) and "name" in value
 
 
-def _function(where: str, spec: dict) -> dict:
+def _group(value: Any) -> bool:
+  """Whether an argument is several functions, each with a name of the user's choice."""
+  return isinstance(value, dict) and bool(value) and all(map(_named, value.values()))
+
+
+def _function(where: str, spec: dict, more: Mapping = {}) -> dict:
   """A function that a component will call: its arguments but those that the component gives."""
   parameters = inspect.signature(resolve(spec["name"], where)).parameters
-  defaults = {k: p.default for k, p in parameters.items()}
+  defaults = {k: p.default for k, p in parameters.items()} | {**more}
   arguments = {k: v for k, v in spec.items() if k != "name"}
   _known(arguments, defaults, f"{where}.")
   _typed(defaults, arguments, f"{where}.")
@@ -212,9 +222,18 @@ def build(spec: Mapping, **given: Any) -> Any:
     for k, v in arguments.items()
     if isinstance(v, dict) and "schedule" in v
   }
-  inner = {k: _partial(v) for k, v in arguments.items() if _named(v)}
+  inner: dict[str, Any] = {k: _partial(v) for k, v in arguments.items() if _named(v)}
+  for k, group in arguments.items():
+    if _group(group):
+      inner[k] = {n: _called(v) for n, v in group.items()}
   fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
   return function(**fixed | moving | inner)
+
+
+def _called(spec: Mapping) -> dict[str, Any]:
+  """A function of a group, as "call", with what `TERM` has of it."""
+  own = {k: v for k, v in spec.items() if k not in TERM}
+  return {k: spec[k] for k in TERM} | {"call": _partial(own)}
 
 
 def _partial(spec: Mapping) -> Callable:

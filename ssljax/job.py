@@ -267,6 +267,7 @@ def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
     "context": "; data.hidden is not set to what makes them, e.g."
     " data.hidden=dict(name='ssljax.data.multiblock')",
     "text": "; data.text=dict(name='ssljax.data.text.captions') makes text",
+    "label": "; the method reads labels, and the source has none",
   }
   hint = next((hints[key] for key in missing if key in hints), "")
   raise ValueError(

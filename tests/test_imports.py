@@ -18,12 +18,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
   "models": (),
   "evals": (),
   "viz": ("records", "evals"),
-  "methods": ("losses", "targets", "models", "step", "schedules", "collapse"),
+  "methods": ("losses", "targets", "models", "step", "schedules", "collapse", "called"),
 }
 # Single files that others are built on.
 FILES: dict[str, tuple[str, ...]] = {
   "schedules": (),
   "collapse": (),
+  "called": ("step",),
   "sharding": (),
   "step": (),
   "groups": ("schedules",),

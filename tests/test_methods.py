@@ -22,7 +22,8 @@ from ssljax.step import init_state, train_step
 # Where another row runs the same code with another loss, the whole row is for `make test-all`.
 SLOW = (
   "barlow_twins", "vicreg", "simsiam", "mocov3", "dino_resnet", "ibot", "swav",
-  "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip",
+  "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip", "dcl", "vibcreg", "ssl_ey",
+  "mmcr", "w_mse", "supcon", "tico", "nnclr", "mochi", "terms",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
@@ -107,7 +108,8 @@ def learnt(name: str) -> tuple[list[float], object]:
 def test_loss_falls_on_one_batch(name):
   found, _ = learnt(name)
   assert np.isfinite(found).all()
-  assert np.mean(found[-5:]) < 0.95 * np.mean(found[:2])
+  first = np.mean(found[:2])
+  assert np.mean(found[-5:]) < first - 0.05 * abs(first)  # some losses are below zero
 
 
 @pytest.mark.parametrize("state", [pytest.param("replicated", marks=pytest.mark.slow), "full"])
@@ -155,7 +157,7 @@ def test_update_moves_extra_towards_the_parameters(name):
   for before, now in zip(*(jax.tree.leaves(x.get("teacher", {})) for x in (extra, after))):
     np.testing.assert_allclose(now, before + 0.1, atol=1e-6)  # momentum 0.9 in the table
   taught = {"data2vec", "moco", "byol", "mocov3", "dino", "dino_resnet", "ibot", "dinov2"}
-  taught |= {"ijepa", "stop", "data2vec2", "capi"}
+  taught |= {"ijepa", "stop", "data2vec2", "capi", "mmcr", "tico", "mochi"}
   assert ("teacher" in extra) == (name in taught)
   before, now = (named(x.get("stats", {})) for x in (extra, after))
   for place in before:

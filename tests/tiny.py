@@ -108,6 +108,60 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
+  "dcl": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.decoupled_nce", temperature=0.5, sigma=0.5)),
+    PAIRED,
+  ),
+  "vibcreg": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.vibcreg"), projector_last="whiten", whiten_groups=4,
+      projector_bias="all", projector_activation="gelu",
+    ),
+    PAIRED,
+  ),
+  "ssl_ey": ({}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.ssl_ey")), PAIRED),
+  "w_mse": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.w_mse", size=8), projector=(32, 4)), PAIRED
+  ),
+  "mmcr": (
+    {},
+    TWO_VIEW | dict(loss=dict(name="ssljax.losses.mmcr"), target="teacher", momentum=0.9), PAIRED
+  ),
+  "supcon": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.supcon", temperature=0.2)), PAIRED
+  ),
+  "tico": (
+    {}, TWO_VIEW | dict(loss=dict(name="ssljax.losses.tico"), target="teacher", momentum=0.9),
+    PAIRED,
+  ),
+  "nnclr": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.nnclr", temperature=0.2), predictor=(32, 16), target="stopped",
+      queue=32, queued="first",
+    ),
+    PAIRED,
+  ),
+  "mochi": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.mochi", temperature=0.2, n_hard=8, s=4, s2=2),
+      projector_norm="none", target="teacher", symmetric=False, momentum=0.9, queue=32,
+    ),
+    PAIRED,
+  ),
+  "terms": (
+    {},
+    TWO_VIEW | dict(
+      loss=dict(name="ssljax.losses.alignment"),
+      terms=dict(
+        entropy=dict(name="ssljax.losses.von_neumann_entropy", weight=-1.0),
+        dimension=dict(name="ssljax.losses.ldreg", neighbours=4, on="pooled"),
+      ),
+    ),
+    PAIRED,
+  ),
   "dino": (LOCAL | dict(drop_path=0.1), DINO, dict(views=CROPS)),
   "dino_resnet": (RESNET, DINO, dict(views=CROPS)),
   "ibot": (

@@ -154,6 +154,28 @@ METHODS: dict[str, tuple[dict, dict]] = {
     "lejepa", dict(views=CROPS | dict(local_views=2, local_size=(32, 32), local_scale=(0.2, 1.0))),
     views=("global", "local"), projector=(256, 256, 16), weight=0.02, directions=256, center="all",
   )),
+  "dcl": (RESNET, two_view(
+    "decoupled_nce", (256, 128), dict(temperature=0.1), projector_last="batch",
+  )),
+  "vibcreg": (RESNET, two_view(
+    "vibcreg", (512, 512, 512), projector_last="whiten", projector_activation="gelu",
+    loss_scale=0.1,
+  )),
+  "ssl_ey": (RESNET, two_view("ssl_ey", (512, 512, 512), loss_scale=0.1)),
+  "w_mse": (RESNET, two_view("w_mse", (512, 32), dict(size=64))),
+  "mmcr": (RESNET, two_view(
+    "mmcr", (512, 512, 128), projector_bias="none", loss_scale=0.1, target="teacher", momentum=0.99,
+  )),
+  "supcon": (RESNET, two_view("supcon", (256, 128), dict(temperature=0.1), projector_norm="none")),
+  "tico": (RESNET, two_view("tico", (512, 128), **TEACHER)),
+  "nnclr": (RESNET, two_view(
+    "nnclr", (256, 256, 128), dict(temperature=0.2), projector_last="batch", predictor=(512, 128),
+    target="stopped", queue=2048, queued="first",
+  )),
+  "mochi": (RESNET, two_view(
+    "mochi", (256, 128), dict(temperature=0.1, n_hard=256, s=256, s2=64, start=STEPS // 10),
+    projector_norm="none", target="teacher", momentum=0.99, queue=2048,
+  )),
 }  # fmt: skip
 FASHION = ("mae", "simclr", "byol", "simsiam")
 

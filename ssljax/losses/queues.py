@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from ssljax.losses import arguments, numerics, pairs
 from ssljax.losses.contrastive import info_nce
 
-__all__ = ("enqueue", "info_nce_queue", "mix_hard_negatives", "nearest_neighbour_lookup", "nnclr")
+__all__ = (
+  "enqueue",
+  "info_nce_queue",
+  "mix_hard_negatives",
+  "mochi",
+  "nearest_neighbour_lookup",
+  "nnclr",
+)
 
 
 def info_nce_queue(
@@ -80,6 +87,43 @@ def mix_hard_negatives(
   mixed = u * drawn(first, s) + (1.0 - u) * drawn(second, s)
   harder = v * q[:, None] + (1.0 - v) * drawn(third, s2)
   return numerics.normalise(jnp.concatenate([mixed, harder], axis=1))
+
+
+def mochi(
+  q: jax.Array,
+  k: jax.Array,
+  queue: jax.Array,
+  temperature: float | jax.Array,
+  rngs: jax.Array,
+  step: int | jax.Array,
+  n_hard: int = 1024,
+  s: int = 1024,
+  s2: int = 128,
+  start: int = 0,
+) -> jax.Array:
+  """InfoNCE against a queue and mixtures of its hardest rows: [b d], [b d], [m d] -> [b].
+
+  Formula: info_nce_queue with the negatives of mix_hard_negatives, drawn for each example by its
+    own key in `rngs` [b]; without them before step `start`.
+  Source: MoCHi, Kalantidis et al. 2020, 2010.01028.
+  Tested: NumPy (same draws); before the start it is info_nce_queue.
+  With s and s2 the paper writes MoCHi(n_hard, s, s2); it starts after 10 to 15 epochs.
+
+  >>> rngs = jax.random.split(jax.random.key(0), 4)
+  >>> losses.mochi(jnp.eye(4), jnp.eye(4), -jnp.eye(4), 0.2, rngs, 0, n_hard=2, s=3, s2=1).shape
+  (4,)
+  """
+
+  def own(rng: jax.Array, one: jax.Array) -> jax.Array:
+    return mix_hard_negatives(rng, one[None], queue, n_hard, s, s2)[0]
+
+  def mixed() -> jax.Array:
+    return info_nce_queue(q, k, queue, temperature, jax.vmap(own)(rngs, q))
+
+  def plain() -> jax.Array:
+    return info_nce_queue(q, k, queue, temperature)
+
+  return jax.lax.cond(jnp.asarray(step) >= start, mixed, plain) if start else mixed()
 
 
 def nearest_neighbour_lookup(z: jax.Array, queue: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,34 +11,53 @@ SimSiam (Chen and He 2021, 2011.10566): loss `negative_cosine`, target "stopped"
 MoCo v3 (Chen, Xie and He 2021, 2104.02057): loss `info_nce_inbatch`, scale 4·temperature (2·T times
 the sum of both directions), target "teacher" with a predictor. The teacher moves after the step,
 not before: the same sequence, its momentum one step late.
+DCL and DCLW (Yeh et al. 2022, 2110.06848): loss `decoupled_nce`, the second with sigma 0.5.
+VIbCReg (Lee and Aune 2021, 2109.00783): loss `vibcreg`, projector_last "whiten".
+W-MSE (Ermolov et al. 2021, 2007.06346): loss `w_mse`; `size` rows are whitened together.
+SSL-EY (Chapman et al. 2023, 2310.01012): loss `ssl_ey`, target "online".
+MMCR (Yerxa et al. 2023, 2303.03307): loss `mmcr`, target "teacher": half of each centroid is its.
+SupCon (Khosla et al. 2020, 2004.11362): loss `supcon`, target "online"; needs labels.
+TiCo (Zhu et al. 2022, 2206.10698): loss `tico`, target "teacher"; its covariance is in `extra`.
+NNCLR (Dwibedi et al. 2021, 2104.14548): loss `nnclr`, target "stopped" with a predictor and a
+queue of the first view's projections (`queued` "first").
+MoCHi (Kalantidis et al. 2020, 2010.01028): MoCo v2 with loss `mochi`.
 """
 
 import functools
 import inspect
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax import collapse, losses, schedules
-from ssljax.models.heads import Projector
+from ssljax import called, collapse, losses, schedules
+from ssljax.models.heads import Projector, unit
+from ssljax.models.views import evaluated, run_views, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {
   "target": ("online", "stopped", "unstopped", "teacher"),
   "norm_views": ("apart", "together"),
   "batch_norm": ("global", "microbatch"),
+  "queued": ("all", "first"),
 }
-# Loss -> how many it tells one example apart from, itself included: (batch, queue) -> count. Its
+# Loss -> how many it tells one example apart from, itself included: (batch, queue, …) -> count. Its
 # value is the logarithm where all similarities are alike.
 CANDIDATES: dict[Callable, Callable] = {
   losses.nt_xent: lambda b, queue: 2 * b - 1,
-  losses.info_nce: lambda b, queue: b,
+  losses.debiased_nce: lambda b, queue: 2 * b - 1,
+  losses.kernel_info_nce: lambda b, queue: 2 * b - 1,
+  losses.decoupled_nce: lambda b, queue: 2 * b - 2,  # the pair itself is not below the line
+  losses.supcon: lambda b, queue: 2 * b - 1,
+  losses.info_nce: lambda b, queue: b + queue,
   losses.info_nce_inbatch: lambda b, queue: b,
+  losses.nnclr: lambda b, queue: b,
   losses.info_nce_queue: lambda b, queue: queue + 1,
+  losses.mochi: lambda b, queue, s=1024, s2=128: queue + 1 + s + s2,
 }
 
 
@@ -57,6 +76,9 @@ class Parts(NamedTuple):
   taught: tuple[int, ...]
   momentum: Callable
   queue: int
+  queued: str
+  asked: tuple[str, ...]
+  terms: Mapping[str, Mapping[str, Any]]
 
 
 def two_view(
@@ -69,6 +91,8 @@ def two_view(
   projector_norm: str = "batch",
   projector_last: str = "none",
   projector_bias: str = "auto",
+  projector_activation: str = "relu",
+  whiten_groups: int = 64,
   predictor: tuple[int, ...] = (),
   predictor_norm: str = "batch",
   predictor_last: str = "none",
@@ -77,19 +101,23 @@ def two_view(
   symmetric: bool = True,
   momentum=0.996,
   queue: int = 0,
+  queued: str = "all",
   norm_views: str = "apart",
   batch_norm: str = "global",
+  terms: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Method:
   """A method of two views, `batch["views"]` [b 2 h w c].
 
   Args:
     encoder: from `models/`.
-    loss: (z1, z2) -> [b] or a number, perhaps with a dict of its terms; with a queue (z1, z2,
-      queue). z are projections [b d], or predictions where there is a `predictor`. What needs unit
-      vectors normalises them itself.
+    loss: (z1, z2) -> [b] or a number, perhaps with a dict of its terms. z are projections [b d], or
+      predictions where there is a `predictor`. What needs unit vectors normalises them itself. Its
+      other parameters may be among `called.GIVEN` (queue, labels, …). One whose first parameter is
+      `z` [b v d] or `views` is called once for all views, after them the teacher's.
     loss_scale: factor on the mean loss.
-    projector, predictor: widths of the layers; () is none. _norm, _last, _bias: of `models.heads`'
-      Projector: between the layers, after the last one, and which layers have a bias.
+    projector, predictor: widths of the layers; () is none. _norm, _last, _bias, _activation: of
+      `models.heads`' Projector: between the layers, after the last one, which layers have a bias.
+    whiten_groups: groups of features, each whitened by itself, with projector_last "whiten".
     target: what the loss compares the projections of one view with. "online": those of the other
       view, gradients flow into both. "stopped": the same without gradients. "unstopped": as
       "stopped", but gradients flow into both where the loss lets them; with a loss that only
@@ -99,42 +127,47 @@ def two_view(
     symmetric: the mean of both directions; False: the first view is compared with the second. An
       "online" target has one direction only.
     queue: number of keys of earlier batches for the loss; this batch's enter after the step.
+    queued: what enters: the target's projections of "all" its views, or of the "first" alone.
     norm_views: batch norm sees each view "apart", as where a network is called once a view, or all
       "together", as in SimCLR.
     batch_norm: of the encoder under `accum`. "global": over the whole batch, which no accumulation
       can give; "microbatch": over each microbatch.
+    terms: further losses of the student's views, {name: dict(name=…, weight=1, on="projected")} of
+      a function of one array [b d] or two, on "projected" or "pooled" features; added to the scaled
+      loss, logged by their names. dict(entropy=dict(name="ssljax.losses.er_entropy", weight=-1)).
 
   Raises:
     ValueError: an unknown name, or parts that do not go together.
   """
-  _check(dict(target=target, norm_views=norm_views, batch_norm=batch_norm))
+  _check(dict(target=target, norm_views=norm_views, batch_norm=batch_norm, queued=queued))
   directions = ((0, 1), (1, 0)) if symmetric and target != "online" else ((0, 1),)
-  _check_parts(batch_size, target, predictor, queue, len(directions))
-  _check_loss(loss, bool(queue))
+  entering = 1 if queued == "first" or not symmetric and target == "teacher" else 2
+  _check_parts(batch_size, target, predictor, queue, entering)
+  called.check(loss, bool(queue))
+  called.check_views(loss, target, bool(predictor), symmetric)
   head = functools.partial(Projector, dtype=encoder.dtype)
+  ends = (projector_last, projector_bias, projector_activation)
+  whiten = functools.partial(losses.iter_norm, groups=_groups(whiten_groups, projector, ends[0]))
   heads = {
-    "projector": head(projector, projector_norm, projector_last, projector_bias),
+    "projector": head(projector, projector_norm, *ends, whiten=whiten),
     "predictor": head(predictor, predictor_norm, predictor_last, predictor_bias),
   }
   student = (0, 1) if symmetric or target != "teacher" else (0,)
   taught = (0, 1) if symmetric else (1,)
-  run = functools.partial(_run, norm_views == "together")
+  called.check_terms(terms or {}, len(student))
+  run = functools.partial(run_views, together=norm_views == "together")
   parts = Parts(
     encoder, heads, run, loss, loss_scale, target, directions, student, taught,
-    schedules.moving(momentum), queue,
+    schedules.moving(momentum), queue, queued, called.asked(loss),
+    terms or {},
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
   )
-  whole = ""
-  if getattr(encoder, "batch_norm", False) and batch_norm == "global":
-    whole = (
-      "the encoder's batch norm sees the whole batch;"
-      ' method.batch_norm="microbatch" gives each microbatch its own statistics'
-    )
+  needs = ("views", "index", *(("label",) if "labels" in called.asked(loss) else ()))
   return Method(
-    init, coupled(embed, couple), update, encode, None, ("views", "index"), embed, couple, whole,
-    _chance(parts, batch_size),
+    init, coupled(embed, couple), update, encode, None, needs, embed, couple,
+    why_whole(encoder, batch_norm), _chance(parts, batch_size),
   )  # fmt: skip
 
 
@@ -156,8 +189,10 @@ def _init(parts: Parts, rng, batch):
     extra["teacher"] = {k: params[k] for k in ("encoder", "projector")}
     extra["teacher_stats"] = {k: extra["stats"][k] for k in ("encoder", "projector")}
   if parts.queue:
-    extra["queue"] = _unit(jax.random.normal(rngs[3], (parts.queue, width)))
+    extra["queue"] = unit(jax.random.normal(rngs[3], (parts.queue, width)))
     extra["position"] = jnp.zeros((), jnp.int32)
+  if "memory" in parts.asked:
+    extra["memory"] = jnp.zeros((width, width))
   return params, jax.tree.map(jnp.copy, extra)
 
 
@@ -194,15 +229,35 @@ def _couple(parts: Parts, params, extra, z, batch, rng, step):
     wanted = through("projector", z["teacher"], "teacher_stats", extra["teacher"])
   if parts.target in ("stopped", "teacher"):
     wanted = jax.lax.stop_gradient(wanted)
-  memory = (extra["queue"],) if parts.queue else ()
-  found = []
-  for i, j in parts.directions:
-    pair = online[:, parts.student.index(i)], wanted[:, parts.taught.index(j) if teacher else j]
-    found.append(_value(parts.loss(*pair, *memory)))
+  memory, found = extra.get("memory"), []
+  for number, views in enumerate(_compared(parts, online, wanted)):
+    key = jax.random.fold_in(jax.random.fold_in(rng, zlib.crc32(b"loss")), number)
+    has = {"queue": extra.get("queue"), "memory": memory, "labels": batch.get("label")}
+    has |= {"step": step, "p1": online[:, 0], "p2": online[:, -1]}
+    has |= called.drawn(key, batch["index"])
+    *value, memory = called.call(parts.loss, views, has)
+    found.append(tuple(value))
   value, metrics = jax.tree.map(lambda *x: sum(x) / len(x), *found)
-  stats = {"mean": mean, "rows": {"keys": wanted} if parts.queue else {}}
-  spread = collapse.features(projected[:, 0])
-  return parts.loss_scale * value, (jax.lax.stop_gradient(stats), metrics | spread)
+  if memory is not None:
+    mean["memory"] = memory
+  keys = wanted if parts.queued == "all" else wanted[:, :1]
+  stats = {"mean": mean, "rows": {"keys": keys} if parts.queue else {}}
+  more, named = called.added(parts.terms, {"pooled": z["student"], "projected": projected})
+  metrics |= collapse.features(projected[:, 0]) | named
+  return parts.loss_scale * value + more, (jax.lax.stop_gradient(stats), metrics)
+
+
+def _compared(parts: Parts, online, wanted) -> list[list[jax.Array]]:
+  """What each call of the loss compares, views of [b d]."""
+  teacher = parts.target == "teacher"
+  if "p1" in parts.asked:
+    return [[wanted[:, 0], wanted[:, 1]]]
+  if called.at_once(parts.loss):
+    return [[*jnp.unstack(online, axis=1), *(jnp.unstack(wanted, axis=1) if teacher else ())]]
+  return [
+    [online[:, parts.student.index(i)], wanted[:, parts.taught.index(j) if teacher else j]]
+    for i, j in parts.directions
+  ]
 
 
 def _update(parts: Parts, params, extra, stats, step):
@@ -215,66 +270,34 @@ def _update(parts: Parts, params, extra, stats, step):
     new["teacher"] = optax.incremental_update(online, extra["teacher"], step_size)
   if parts.queue:
     keys = stats["rows"]["keys"]
-    keys = _unit(keys.reshape(-1, keys.shape[-1]))
+    keys = unit(keys.reshape(-1, keys.shape[-1]))
     new["queue"], new["position"] = losses.enqueue(extra["queue"], keys, extra["position"])
+  if "memory" in extra:
+    new["memory"] = stats["mean"]["memory"]
   return new
 
 
 def _encode(parts: Parts, params, extra, batch, layers=()):
-  encoder = parts.encoder
   # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
-  variables = _variables(params["encoder"], extra.get("stats", {}).get("encoder", {}))
-  out = encoder.apply(variables, batch["image"], layers=layers)
-  out.pop("tokens", None)
-  return out | {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
+  stats = extra.get("stats", {}).get("encoder", {})
+  return evaluated(parts.encoder, params["encoder"], stats, batch["image"], layers)
 
 
 def _chance(parts: Parts, batch_size: int) -> float:
   """The loss where every pair is equally similar; 0 where the loss does not tell pairs apart."""
-  count = CANDIDATES.get(getattr(parts.loss, "func", parts.loss))
-  return parts.loss_scale * math.log(count(batch_size, parts.queue)) if count else 0.0
+  loss = parts.loss
+  count, given = CANDIDATES.get(getattr(loss, "func", loss)), getattr(loss, "keywords", {})
+  if count is None or parts.terms:
+    return 0.0
+  sizes = {k: v for k, v in given.items() if k in inspect.signature(count).parameters}
+  return parts.loss_scale * math.log(count(batch_size, parts.queue, **sizes))
 
 
-def _run(together: bool, module, params, stats, x, **given):
-  """A module in training mode on views [b v …] -> its output, leaves [b v …], and new statistics.
-
-  Per-view arguments among `given` are [b v …], too. Where views are apart, the running statistics
-  take one step a view, as a network that is called once a view.
-  """
-  b, v = x.shape[:2]
-  arrays = {k: a for k, a in given.items() if isinstance(a, jax.Array)}
-  fixed = {k: a for k, a in given.items() if k not in arrays}
-
-  def apply(stats, x, arrays):
-    variables = _variables(params, stats)
-    out, new = module.apply(variables, x, **arrays, **fixed, mutable=["batch_stats"])
-    return out, new.get("batch_stats", stats)
-
-  if together or not stats:  # (b v): nothing moves between devices; without statistics the same
-    flat = jax.tree.map(lambda a: a.reshape(b * v, *a.shape[2:]), (x, arrays))
-    out, stats = apply(stats, *flat)
-    return jax.tree.map(lambda a: a.reshape(b, v, *a.shape[1:]), out), stats
-  outs = []
-  for i in range(v):
-    out, stats = apply(stats, *jax.tree.map(lambda a: a[:, i], (x, arrays)))  # noqa: B023
-    outs.append(out)
-  return jax.tree.map(lambda *a: jnp.stack(a, axis=1), *outs), stats
-
-
-def _value(found) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Mean of a loss, and its terms where it tells them."""
-  value, terms = found if isinstance(found, tuple) else (found, {})
-  if not isinstance(terms, dict):
-    raise ValueError("method.loss must return a number, [b], or either with a dict of its terms")
-  return jnp.mean(value), {name: jnp.mean(term) for name, term in terms.items()}
-
-
-def _variables(params, stats) -> dict[str, Any]:
-  return {"params": params} | ({"batch_stats": stats} if stats else {})
-
-
-def _unit(x: jax.Array) -> jax.Array:
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+def _groups(groups: int, projector: tuple[int, ...], last: str) -> int:
+  if last == "whiten" and (not projector or projector[-1] % groups):
+    width = projector[-1] if projector else "nothing"
+    raise ValueError(f"method.whiten_groups {groups} must divide the projector's width, {width}")
+  return groups
 
 
 def _check(given: dict[str, str]) -> None:
@@ -284,25 +307,12 @@ def _check(given: dict[str, str]) -> None:
       raise ValueError(f"method.{argument} {value!r} is none of {names}")
 
 
-def _check_loss(loss: Any, queue: bool) -> None:
-  if not callable(loss):
-    example = "dict(name='ssljax.losses.nt_xent', temperature=.1)"
-    raise ValueError(
-      f"method.loss must be a function's name and arguments, {example}, not {loss!r}"
-    )
-  given = "two views and a queue" if queue else "two views"
-  try:
-    inspect.signature(loss).bind(*(None,) * (3 if queue else 2))
-  except TypeError as error:
-    raise ValueError(f"method.loss is called with {given}: {error}") from None
-
-
-def _check_parts(batch_size: int, target: str, predictor: tuple, queue: int, directions: int):
+def _check_parts(batch_size: int, target: str, predictor: tuple, queue: int, entering: int):
   if batch_size < 2:
     raise ValueError("batch_size 1: a loss between the examples of a batch needs two or more")
   if predictor and target == "online":
     raise ValueError('method.predictor needs method.target "stopped" or "teacher"')
-  if queue and target != "teacher":
-    raise ValueError('method.queue needs method.target "teacher"')
-  if queue and queue < batch_size * directions:
-    raise ValueError(f"method.queue {queue} is smaller than the {batch_size * directions} new keys")
+  if queue and target not in ("teacher", "stopped"):
+    raise ValueError('method.queue needs method.target "teacher" or "stopped"')
+  if queue and queue < batch_size * entering:
+    raise ValueError(f"method.queue {queue} is smaller than the {batch_size * entering} new keys")

@@ -1,6 +1,6 @@
 """What methods put on an encoder's features: projectors, predictors, prototypes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ ACTIVATIONS = {
 }
 CHOICES: dict[str, Sequence[str]] = {
   "norm": ("batch", "none"),
-  "last": ("none", "batch", "scale", "plain"),
+  "last": ("none", "batch", "scale", "plain", "whiten"),
   "bias": ("auto", "all", "none", "hidden"),
   "activation": tuple(ACTIVATIONS),
   "start": tuple(layers_lib.KERNELS),
@@ -30,8 +30,9 @@ class Projector(nn.Module):
 
   sizes: widths of the layers, the last one's included; () is the identity.
   norm: "batch" or "none" after all layers but the last.
-  last: after the last layer "none", "batch" (scale and shift), "scale" (no shift: SimCLR) or
-    "plain" (neither: SimSiam).
+  last: after the last layer "none", "batch" (scale and shift), "scale" (no shift: SimCLR), "plain"
+    (neither: SimSiam) or "whiten": the function of that name, [b d] -> [b d], then scale and shift
+    (VIbCReg).
   bias: which layers have one: "auto" (those that no norm follows), "all", "none", or "hidden" (all
     but the last: BYOL and VICReg).
   start: "torch" (PyTorch's default) or another name of `models.layers.KERNELS`, with zero biases;
@@ -49,6 +50,7 @@ class Projector(nn.Module):
   momentum: float = 0.9
   eps: float = 1e-5
   dtype: Any = jnp.float32
+  whiten: Callable | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -58,13 +60,22 @@ class Projector(nn.Module):
       norm = self.last if i == final else self.norm
       bias = {"auto": norm == "none", "all": True, "none": False, "hidden": i < final}[self.bias]
       x = linear(size, x, self.start, bias, self.dtype, f"layer_{i}")
-      if norm != "none":
+      if norm == "whiten":
+        x = self._whitened(x, f"norm_{i}")
+      elif norm != "none":
         x = BatchNorm(
           self.momentum, self.eps, use_scale=norm != "plain", use_bias=norm == "batch",
           dtype=self.dtype, name=f"norm_{i}",
         )(x, train=train)  # fmt: skip
       x = x if i == final else ACTIVATIONS[self.activation](x)
     return x
+
+  def _whitened(self, x: jax.Array, name: str) -> jax.Array:
+    if self.whiten is None:
+      raise ValueError('Projector.last "whiten" needs the function Projector.whiten')
+    scale = self.param(f"{name}_scale", nn.initializers.ones, x.shape[-1:])
+    shift = self.param(f"{name}_shift", nn.initializers.zeros, x.shape[-1:])
+    return (self.whiten(x) * scale + shift).astype(self.dtype)
 
 
 Predictor = Projector  # the same block: from one view's projection to the other's

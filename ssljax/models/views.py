@@ -13,6 +13,33 @@ def merged(x: jax.Array) -> jax.Array:
   return x.reshape(-1, *x.shape[2:])
 
 
+def run_views(
+  module: Any, params: Any, stats: Any, x: jax.Array, together: bool = False, **given: Any
+) -> tuple[Any, Any]:
+  """A module in training mode on views [b v …] -> its output, leaves [b v …], and new statistics.
+
+  Per-view arrays among `given` are [b v …], too. Where views are not `together`, what belongs to a
+  batch (batch norm, whitening) is of each view, and the running statistics take one step a view, as
+  where a network is called once a view.
+  """
+  b, v = x.shape[:2]
+  arrays = {k: a for k, a in given.items() if isinstance(a, jax.Array)}
+  fixed = {k: a for k, a in given.items() if k not in arrays}
+
+  def apply(stats, x, arrays):
+    return with_statistics(module, params, stats, x, **arrays, **fixed)
+
+  alone = not stats and getattr(module, "last", "") != "whiten"  # without either, all the same
+  if together or alone:
+    out, stats = apply(stats, *jax.tree.map(merged, (x, arrays)))
+    return jax.tree.map(lambda a: a.reshape(b, v, *a.shape[1:]), out), stats
+  outs = []
+  for i in range(v):
+    out, stats = apply(stats, *jax.tree.map(lambda a: a[:, i], (x, arrays)))  # noqa: B023
+    outs.append(out)
+  return jax.tree.map(lambda *a: jnp.stack(a, axis=1), *outs), stats
+
+
 def see(
   encoder: Any, params: Any, stats: Any, views: jax.Array, fixed: Any = None, **given: Any
 ) -> tuple[dict[str, jax.Array], Any]:

@@ -332,10 +332,10 @@ def queue_nce(q, k, queue, temperature, negatives=None, queue_weights=1.0):
   return -np.log(positive / (positive + rest))
 
 
-def mix(q, queue, n_hard, s, s2):
+def mix(q, queue, n_hard, s, s2, key=0):
   """MoCHi with the library's draws: which of five keys draws what is its only knowledge."""
   q, queue = unit(np.asarray(q, float)), unit(np.asarray(queue, float))
-  keys = jax.random.split(jax.random.key(0), 5)
+  keys = jax.random.split(jax.random.key(key), 5)
   float_type = jnp.result_type(float)
   i, j, l = (
     np.asarray(jax.random.randint(key, (len(q), n), 0, n_hard)) for key, n in zip(keys, (s, s, s2))
@@ -349,6 +349,16 @@ def mix(q, queue, n_hard, s, s2):
     harder = v[a] * q[a] + (1 - v[a]) * hardest[l[a]]
     found.append(unit(np.concatenate([mixed, harder])))
   return np.stack(found)
+
+
+def mochi(q, k, queue, index):
+  hard = [mix(one[None], queue, 4, 5, 3, key)[0] for one, key in zip(q, index)]
+  return queue_nce(q, k, queue, 0.2, negatives=hard)
+
+
+def mochi_ours(q, k, queue, index, step=7):
+  rngs = jax.vmap(jax.random.key)(index)
+  return losses.mochi(q, k, queue, 0.2, rngs, step, n_hard=4, s=5, s2=3, start=7)
 
 
 def lookup(z, queue):
@@ -398,6 +408,26 @@ QUEUES = [
     whole=("queue",),
     rows=False,  # draws belong to the places in the batch
     gradient=False,
+  ),
+  Case(
+    "mochi",
+    also(rows("q", "k"), queue=normal(12, 6), index=lambda rng, b: rng.permutation(b)),
+    mochi_ours,
+    mochi,
+    whole=("queue",),
+    fixed=("k", "queue"),
+    # The mixtures hold q, without gradient.
+    stopped=lambda at, q, k, queue, index: queue_nce(
+      q, k, queue, 0.2, [mix(o[None], at["queue"], 4, 5, 3, i)[0] for o, i in zip(at["q"], index)]
+    ),
+  ),
+  Case(
+    "mochi/before its start",
+    also(rows("q", "k"), queue=normal(12, 6), index=lambda rng, b: rng.permutation(b)),
+    lambda **x: mochi_ours(**x, step=6),
+    lambda q, k, queue, index: queue_nce(q, k, queue, 0.2),
+    whole=("queue",),
+    fixed=("k", "queue"),
   ),
   Case(
     "nearest_neighbour_lookup",
