@@ -131,6 +131,13 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   "pmsn": ({}, MSN | dict(iterations=0, prior_exponent=0.25, evaluate="student"), DROPPED),
   "swav": (RESNET, SWAV, dict(views=CROPS)),
   "swav_queue": ({}, SWAV | dict(queue=32, queue_from=1), dict(views=CROPS)),
+  "deepcluster": (
+    {},
+    dict(
+      name="ssljax.methods.deepcluster", examples=64, projector=(32, 16), clusters=(6, 5), every=2,
+    ),
+    dict(views=CROPS),
+  ),
   "lejepa": (
     {},
     dict(

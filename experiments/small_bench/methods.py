@@ -88,6 +88,17 @@ METHODS: dict[str, tuple[dict, dict]] = {
   ) | dict(
     schedule=dict(warmup_steps=0), optimizer=dict(groups=dict(predictor=dict(hold=0)))
   )),
+  "deepcluster": (RESNET, dict(
+    method=dict(
+      name="ssljax.methods.deepcluster", examples=10000, projector=(256, 128),
+      clusters=(300, 300, 300),
+    ),
+    data=dict(views=dict(
+      name="ssljax.data.views.multi_crop", scale=(0.08, 1.0), local_views=0,
+      jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
+    )),
+    optimizer=dict(freeze=("encoder", "projector"), freeze_steps=10000 // BATCH),
+  )),
   "msn": (VIT, dict(
     method=dict(
       name="ssljax.methods.msn", head=(256, 256, 64), head_start="torch", prototypes=128,
