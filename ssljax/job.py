@@ -181,6 +181,12 @@ def assemble(
       f"method.queue {queue} is larger than the {source.size} examples of {source.name}: it would"
       " hold an example twice"
     )
+  examples = config["method"].get("examples", source.size)
+  if not planned and examples < source.size:
+    raise ValueError(
+      f"method.examples {examples} is less than the {source.size} examples of {source.name}: some"
+      " would have no row in the bank"
+    )
   trained, given = method, batch
   if config["probe"]["rate"]:
     trained = with_probe(method, probe_classes(config["probe"], source))

@@ -18,6 +18,7 @@ def warmup_cosine(
   warmup_steps: int = 0,
   warmup_start: float = 0.0,
   end: float = 0.0,
+  stretch: float = 1.0,
 ) -> Schedule:
   """Linear warm-up, then half a cosine.
 
@@ -25,10 +26,13 @@ def warmup_cosine(
     base: the peak for a batch of `per` examples; the peak is base·batch_size/per (linear scaling).
       MAE divides by 256, SimMIM by 512; per=0 means that `base` is the peak itself.
     warmup_start, end: first and last value, absolute.
+    stretch: the cosine is that of a run so many times as long, which ends before `end` (MSN: 1.25).
 
   Raises:
-    ValueError: a warm-up that is not shorter than the run.
+    ValueError: a warm-up that is not shorter than the run, a stretch below 1.
   """
+  if stretch < 1:
+    raise ValueError(f"schedule.stretch {stretch} must be at least 1")
   if not 0 <= warmup_steps < total_steps:
     raise ValueError(
       f"schedule.warmup_steps {warmup_steps} must be less than total_steps {total_steps}"
@@ -38,7 +42,7 @@ def warmup_cosine(
   def value(step):
     step = jnp.asarray(step, jnp.float32)
     warm = warmup_start + (peak - warmup_start) * step / max(warmup_steps, 1)
-    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    done = (step - warmup_steps) / (stretch * total_steps - warmup_steps)
     cosine = end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
     return jnp.where(step < warmup_steps, warm, cosine)
 

@@ -19,7 +19,7 @@ from ssljax import main
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 VARIANTS = {
   "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
-  "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
+  "msn_cifar10": ("", "pmsn"), "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
   "data2vec2_vitb": ("vitb16", "vitl16"),
   "clip_vitb": ("clip", "flip"), "dcl_cifar10": ("dcl", "dclw"), "dcl_r50": ("dcl", "dclw"),
 }  # fmt: skip

@@ -121,7 +121,9 @@ def test_encoder_and_decoder_use_their_epsilon():
   assert block.eps == 1e-1 and vit().eps == 1e-6
 
 
-@pytest.mark.parametrize("kernel, deviation", [("normal", 0.02), ("beit", 0.0108)])
+@pytest.mark.parametrize(
+  "kernel, deviation", [("normal", 0.02), ("beit", 0.0108), ("kaiming", (2 / 512) ** 0.5)]
+)
 def test_deviation_of_initialisers(kernel, deviation):
   w = layers.KERNELS[kernel](KEY, (512, 1024))
   np.testing.assert_allclose(w.std(), deviation, rtol=0.01)

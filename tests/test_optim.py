@@ -59,6 +59,15 @@ def test_the_peak_itself_and_floors():
   assert at(schedules.warmup_cosine(10, 256, base=1.0), [0]) == [1]  # no warm-up: begins at the top
 
 
+def test_a_stretched_cosine_is_the_beginning_of_a_longer_run():
+  given = dict(base=1e-3, per=0, warmup_steps=15, warmup_start=2e-4, end=1e-6)
+  steps = [0, 7, 15, 60, 100]
+  long = at(schedules.warmup_cosine(125, 256, **given), steps)
+  assert at(schedules.warmup_cosine(100, 256, stretch=1.25, **given), steps) == long
+  with pytest.raises(ValueError, match="schedule.stretch 0.5 must be at least 1"):
+    schedules.warmup_cosine(100, 256, stretch=0.5)
+
+
 @pytest.mark.parametrize("make", [schedules.warmup_cosine, schedules.warmup_multistep])
 @pytest.mark.parametrize("warm", [10, 11, -1])
 def test_a_warm_up_as_long_as_the_run_is_an_error(make, warm):

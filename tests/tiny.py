@@ -43,6 +43,10 @@ DINO = dict(
   name="ssljax.methods.self_distillation", prototypes=24, head_hidden=32, head_bottleneck=16,
   head_start="torch", momentum=0.9,
 )  # fmt: skip
+MSN = dict(
+  name="ssljax.methods.msn", head=(32, 16), head_start="torch", prototypes=24, momentum=0.9
+)
+DROPPED = dict(views=CROPS, hidden=dict(name="ssljax.data.masking.random", ratio=0.25))
 SWAV = dict(name="ssljax.methods.swav", projector=(32, 16), prototypes=24)
 LOCAL = dict(positions="learned", positions_size=(32, 32), positions_resize="offset")
 
@@ -177,8 +181,17 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks", min_area=4)),
   ),
+  "msn": (LOCAL | dict(drop_path=0.1), MSN, DROPPED),
+  "pmsn": ({}, MSN | dict(iterations=0, prior_exponent=0.25, evaluate="student"), DROPPED),
   "swav": (RESNET, SWAV, dict(views=CROPS)),
   "swav_queue": ({}, SWAV | dict(queue=32, queue_from=1), dict(views=CROPS)),
+  "deepcluster": (
+    {},
+    dict(
+      name="ssljax.methods.deepcluster", examples=64, projector=(32, 16), clusters=(6, 5), every=2,
+    ),
+    dict(views=CROPS),
+  ),
   "lejepa": (
     {},
     dict(

@@ -121,6 +121,32 @@ METHODS: dict[str, tuple[dict, dict]] = {
   ) | dict(
     schedule=dict(warmup_steps=0), optimizer=dict(groups=dict(predictor=dict(hold=0)))
   )),
+  "deepcluster": (RESNET, dict(
+    method=dict(
+      name="ssljax.methods.deepcluster", examples=10000, projector=(256, 128),
+      clusters=(300, 300, 300),
+    ),
+    data=dict(views=dict(
+      name="ssljax.data.views.multi_crop", scale=(0.08, 1.0), local_views=0,
+      jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
+    )),
+    optimizer=dict(freeze=("encoder", "projector"), freeze_steps=10000 // BATCH),
+  )),
+  "msn": (VIT, dict(
+    method=dict(
+      name="ssljax.methods.msn", head=(256, 256, 64), head_start="torch", prototypes=128,
+      momentum=dict(schedule="linear", start=0.99, end=1.0),
+    ),
+    data=dict(
+      views=dict(
+        name="ssljax.data.views.multi_crop", scale=(0.3, 1.0), local_views=2, local_size=(16, 16),
+        local_scale=(0.1, 0.3), jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0, 0.0),
+        solarize=(0.0, 0.0, 0.0),
+      ),
+      hidden=dict(name="ssljax.data.masking.random", ratio=0.15),
+    ),
+    optimizer=dict(groups=dict(prototypes=dict(weight_decay=0.0))),
+  )),
   "barlow_twins": (VIT, two_view(
     "barlow_twins", (512, 512), dict(redundancy_weight=0.005), projector_bias="none",
     loss_scale=0.1,

@@ -32,11 +32,13 @@ def uniform_bias(fan_in: int) -> Init:
 # Name -> initialiser of all linear kernels [in out].
 # xavier: MAE; of the fused qkv matrix as one (bound sqrt(6/4d)). normal: timm's truncated normal,
 # whose cut at ±2 in absolute value never bites. torch: U(±1/sqrt(fan_in)), PyTorch's default.
+# kaiming: normal of variance 2/fan_in, kaiming_normal_'s default.
 KERNELS: dict[str, Init] = {
   "xavier": nn.initializers.xavier_uniform(),
   "normal": nn.initializers.normal(0.02),
   "beit": beit_normal,
   "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+  "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
 }
 # Class, register and mask tokens follow the kernels only where those are cut.
 TOKENS: dict[str, Init] = dict.fromkeys(KERNELS, nn.initializers.normal(0.02))

@@ -269,7 +269,7 @@ def vit(
     activation: of the MLPs: "gelu", "gelu_tanh" (SigLIP) or "quick_gelu" (released CLIP weights).
     init_kernels: "xavier" (MAE), "normal" (timm: deviation 0.02) or "beit" (0.02 cut at one sigma).
     init_stem: the same for the patches' layer; "" is as the others, "torch" the default that DINO
-      and its children leave it at, kernel and bias.
+      and its children leave it at, kernel and bias, "kaiming" (normal of variance 2/fan-in) MSN's.
     init_tokens: deviation of class token and registers; 0 is that which goes with init_kernels.
     depth_scale: divide the output projections of block l (from 1) by sqrt(2l) at the start.
     scan, remat: how the blocks are run, see `models.layers.Transformer`.
