@@ -92,6 +92,16 @@ METHODS: dict[str, tuple[dict, dict]] = {
     "barlow_twins", (512, 512), dict(redundancy_weight=0.005), projector_bias="none",
     loss_scale=0.1,
   )),
+  "rotation": (RESNET, dict(
+    method=dict(name="ssljax.methods.pretext.rotation"),
+    data=dict(views=dict(CROP, scale=(0.6, 1.0))),
+  )),
+  "jigsaw": (RESNET, dict(
+    method=dict(
+      name="ssljax.methods.pretext.jigsaw", tile=8, permutations=100, projector=(128,)
+    ),
+    data=dict(views=dict(CROP, scale=(0.6, 1.0), gray=0.66)),
+  )),
   "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
 }  # fmt: skip
 FASHION = ("mae", "simclr", "byol", "simsiam")
