@@ -23,7 +23,7 @@ from ssljax.step import init_state, train_step
 SLOW = (
   "barlow_twins", "vicreg", "simsiam", "mocov3", "dino_resnet", "ibot", "swav",
   "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip",
-  "rotation",
+  "rotation", "diet",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)

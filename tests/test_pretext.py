@@ -1,4 +1,4 @@
-"""Rotation and jigsaw: steps against NumPy, and what a question must not give away."""
+"""Rotation, jigsaw and DIET: steps against NumPy, and what a question must not give away."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def pooled(params, images):
 
 def test_rotation_step_in_numpy():
   one = batch()
-  params, value, stats, metrics = step(pretext.rotation(vit(**TINY), 6), one)
+  params, value, stats, metrics = step(pretext.rotation(vit(**TINY)), one)
   found, right = [], []
   for k in range(4):
     turned = np.rot90(one["image"], k, axes=(1, 2))
@@ -91,6 +91,19 @@ def test_jigsaw_step_in_numpy(standardise):
   value, (stats, _) = jax.jit(method.loss)(params, extra, one, RNG, 0)
   assert float(value) == pytest.approx(ce(logits, np.array(labels)).mean(), rel=1e-4)
   assert stats["rows"]["pooled"].shape == (6, 16)
+
+
+def test_diet_step_in_numpy():
+  one = batch()
+  params, value, _, metrics = step(pretext.diet(vit(**TINY), examples=20, smoothing=0.8), one)
+  assert list(params["head"]["layer_0"]) == ["kernel"]  # no bias
+  logits = layer(params, "layer_0", pooled(params, one["image"]))
+  logp = logits - logits.max(-1, keepdims=True)
+  logp -= np.log(np.exp(logp).sum(-1, keepdims=True))
+  wanted = np.full((6, 20), 0.8 / 20)
+  wanted[np.arange(6), one["index"]] += 0.2
+  assert float(value) == pytest.approx(-(wanted * logp).sum(-1).mean(), rel=1e-5)
+  assert float(metrics["top1"]) == pytest.approx((logits.argmax(-1) == one["index"]).mean())
 
 
 def test_turns_are_those_of_numpy_and_four_are_none():
@@ -146,6 +159,10 @@ def test_tiles_put_back_are_the_picture():
     ("jigsaw", {"encoder.positions": "learned"}, "have no place in the 64 learned positions"),
     ("jigsaw", {"method.projector_norm": "layer"}, "Projector.norm 'layer' is none of"),
     ("jigsaw", {"method.batch_norm": "none"}, "method.batch_norm 'none' is none of"),
+    ("diet", {"method.examples": "63"}, "examples 63: arrays in memory has 64, each of which is a"),
+    ("diet", {"data.split": "train[:32]"}, "examples 64: arrays in memory .* has 32"),
+    ("diet", {"method.examples": "1"}, "method.examples 1: two or more can be told apart"),
+    ("diet", {"method.smoothing": "1.5"}, "method.smoothing 1.5 is not between 0 and 1"),
     ("rotation", {"accum": "2"}, "accum 2: the encoder's batch norm sees the whole batch"),
   ],
 )  # fmt: skip

@@ -149,6 +149,7 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     dict(name="ssljax.methods.pretext.jigsaw", tile=8, permutations=9, projector=(32,)),
     {},
   ),
+  "diet": ({}, dict(name="ssljax.methods.pretext.diet", examples=64, smoothing=0.2), {}),
   "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
   "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
   "data2vec2": (

@@ -102,6 +102,14 @@ METHODS: dict[str, tuple[dict, dict]] = {
     ),
     data=dict(views=dict(CROP, scale=(0.6, 1.0), gray=0.66)),
   )),
+  "diet": (RESNET, dict(
+    method=dict(name="ssljax.methods.pretext.diet", examples=10_000),
+    optimizer=dict(name="ssljax.optim.adamw", b2=0.999, weight_decay=0.05),
+    schedule=dict(base=1e-3),
+    data=dict(views=dict(
+      CROP, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), jitter_probability=0.3, gray=0.2,
+    )),
+  )),
   "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
 }  # fmt: skip
 FASHION = ("mae", "simclr", "byol", "simsiam")

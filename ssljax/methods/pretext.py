@@ -3,6 +3,7 @@
 RotNet (Gidaris, Singh and Komodakis 2018, 1803.07728): `rotation`, which of four turns.
 Jigsaw (Noroozi and Favaro 2016, 1603.09246): `jigsaw`, which of many orders of nine tiles. Its head
 is that of Goyal et al. 2019 (1905.01235): a layer for each tile, then one for all of them.
+DIET (Balestriero 2023, 2302.10260): `diet`, which example of the data set. No projector, one view.
 """
 
 import functools
@@ -29,6 +30,7 @@ class Question(NamedTuple):
 
   `show(image [b h w c], keys [b]) -> [b v h' w' c]`, `answer(batch, keys) -> int32 [b m]`. v/m
   pictures together tell one of the m `answers`, one of `choices`; `loss` is ([n k], [n]) -> [n].
+  `square`: images must be.
   """
 
   show: Callable
@@ -36,9 +38,10 @@ class Question(NamedTuple):
   answers: int
   choices: int
   loss: Callable
+  square: bool = True
 
 
-def rotation(encoder, batch_size: int, *, batch_norm: str = "global") -> Method:
+def rotation(encoder, *, batch_norm: str = "global") -> Method:
   """A method of `batch["image"]` [b s s c]: all four turns of each image, as examples of their own.
 
   Args:
@@ -49,7 +52,6 @@ def rotation(encoder, batch_size: int, *, batch_norm: str = "global") -> Method:
   Raises:
     ValueError: an unknown name, or images that are not square.
   """
-  del batch_size  # any will do
   question = Question(_turned, _turns, 4, 4, losses.rotation_ce)
   heads = {"projector": Projector(()), "head": Projector((4,), dtype=encoder.dtype)}
   return _method(encoder, question, heads, batch_norm)
@@ -104,6 +106,32 @@ def jigsaw(
   return _method(encoder, question, heads, batch_norm)
 
 
+def diet(encoder, *, examples: int, smoothing: float = 0.8, batch_norm: str = "global") -> Method:
+  """A method of `batch["image"]` [b h w c] and `batch["index"]` [b]: every example its own class.
+
+  The last layer [d n] has no bias. It and the optimizer's moments grow with the data set, as do the
+  logits [b n]: up to 100,000 examples or so; beyond, mesh.state "full" shares out the layer.
+
+  Args:
+    encoder: from `models/`.
+    examples: how many the source has. Its order must not change between runs.
+    smoothing: of the labels. At the best the loss is their entropy, not 0.
+    batch_norm: as in `rotation`.
+
+  Raises:
+    ValueError: an unknown name, fewer than two examples, or a smoothing outside of 0…1.
+  """
+  if examples < 2:
+    raise ValueError(f"method.examples {examples}: two or more can be told apart")
+  if not 0 <= smoothing <= 1:
+    raise ValueError(f"method.smoothing {smoothing} is not between 0 and 1")
+  loss = functools.partial(losses.instance_ce, smoothing=smoothing)
+  show, answer = lambda image, keys: image[:, None], lambda batch, keys: batch["index"][:, None]
+  question = Question(show, answer, 1, examples, loss, square=False)
+  head = Projector((examples,), bias="none", dtype=encoder.dtype)
+  return _method(encoder, question, {"projector": Projector(()), "head": head}, batch_norm)
+
+
 def _method(encoder, question: Question, heads: dict[str, Any], batch_norm: str) -> Method:
   """The method of a question. heads: "projector" for each picture, "head" for those that tell one
   answer together."""
@@ -113,7 +141,7 @@ def _method(encoder, question: Question, heads: dict[str, Any], batch_norm: str)
   asked = question.answers
 
   def init(rng, batch):
-    x, rngs = _square(batch["image"]), jax.random.split(rng, 3)
+    x, rngs = _blank(batch["image"], question.square), jax.random.split(rng, 3)
     shown = jax.eval_shape(question.show, x, rngs[:1]).shape
     # Of a whole image, not of what is shown: a table of positions is as large as images are.
     made = {"encoder": encoder.init(rngs[0], x)}
@@ -229,10 +257,10 @@ def _tiles(table, grid: int, tile: int, standardise: bool, image, keys) -> jax.A
   return jax.nn.standardize(tiles, axis=(2, 3), epsilon=1e-5) if standardise else tiles
 
 
-def _square(image) -> jax.Array:
-  """A blank image [1 s s c] as large as the batch's."""
+def _blank(image, square: bool) -> jax.Array:
+  """A blank image [1 h w c] as large as the batch's, which may have to be square."""
   shape = image.shape[1:]
-  if len(shape) != 3 or shape[0] != shape[1]:
+  if square and (len(shape) != 3 or shape[0] != shape[1]):
     raise ValueError(
       f"images of {' x '.join(map(str, shape[:-1]))} pixels are not square: set data.views, e.g."
       " dict(name='ssljax.data.views.crop_flip', size=(224, 224))"
