@@ -175,18 +175,8 @@ def assemble(
   tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
   batch = batch_shapes(config, source, views, shape, hidden, text)
   check_needs(config, method, batch)
-  queue = config["method"].get("queue", 0)
-  if not planned and isinstance(queue, int) and queue > source.size:
-    raise ValueError(
-      f"method.queue {queue} is larger than the {source.size} examples of {source.name}: it would"
-      " hold an example twice"
-    )
-  examples = config["method"].get("examples", source.size)
-  if not planned and examples < source.size:
-    raise ValueError(
-      f"method.examples {examples} is less than the {source.size} examples of {source.name}: some"
-      " would have no row in the bank"
-    )
+  if not planned:
+    check_size(config["method"], source)
   trained, given = method, batch
   if config["probe"]["rate"]:
     trained = with_probe(method, probe_classes(config["probe"], source))
@@ -226,6 +216,21 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
       " e.g. data.text=dict(name='ssljax.data.text.captions')"
     )
   return config_lib.build(config["method"], **given)
+
+
+def check_size(method: Mapping, source: Any) -> None:
+  """Raises ValueError where the method was told another number of examples than the source has."""
+  queue, examples = method.get("queue", 0), method.get("examples", source.size)
+  if isinstance(queue, int) and queue > source.size:
+    raise ValueError(
+      f"method.queue {queue} is larger than the {source.size} examples of {source.name}: it would"
+      " hold an example twice"
+    )
+  if isinstance(examples, int) and examples != source.size:
+    raise ValueError(
+      f"method.examples {examples}: {source.name} has {source.size}, each of which is a class of"
+      f" its own; set it to {source.size}"
+    )
 
 
 def probe_classes(probe: Mapping, source: Any) -> int:

@@ -307,7 +307,8 @@ def ready(path, variant):
   assert isinstance(config, ml_collections.ConfigDict)
   config = config_lib.plain(config)
   side, channels = (8, 1) if variant == "plain" else (32, config["data"]["channels"])
-  count = max(config["batch_size"], config["method"].get("queue", 0))
+  method = config["method"]
+  count = method.get("examples") or max(config["batch_size"], method.get("queue", 0))
   picture = np.zeros((side, side, channels), np.uint8)
   source = {
     "image": np.broadcast_to(picture, (count, *picture.shape)),

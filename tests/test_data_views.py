@@ -260,6 +260,7 @@ def test_formats_and_channels(tmp_path, form, options, channels, mode):
     (lambda: views.crop_flip(scale=(1.0, 0.2)), "scale"),
     (lambda: views.crop_flip(method="nearest"), "there are 'bicubic'"),
     (lambda: views.crop_flip(jitter=(0.1, 0.1, 0.1)), "jitter"),
+    (lambda: views.crop_flip(gray=1.5), "gray .1.5,.: one probability for each of the 1 view"),
     (lambda: views.resize_crop(size=(32, 32), resize=16), "smaller than the crop"),
     (lambda: views.multi_crop(blur=(0.5, 0.5)), "blur .*first global, second global and local"),
     (lambda: views.multi_crop(size=(64, 64)), r"local_size \(96, 96\) is larger than the global"),

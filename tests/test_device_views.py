@@ -93,6 +93,9 @@ PAIRS = {
   "crop_flip": dict(size=(24, 32)),
   "crop_flip bilinear": dict(size=(24, 32), method="bilinear", flip=False, scale=(0.5, 1.0)),
   "crop_flip jitter": dict(size=(24, 32), jitter=(0.4, 0.4, 0.4, 0.1)),
+  "crop_flip strong": dict(
+    size=(24, 32), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.5, gray=0.5, blur=0.5
+  ),
   "two_views": dict(size=(32, 32), solarize=(0.5, 0.2), gray=(0.5, 0.5)),
   "two_views byol": dict(
     size=(40, 30), jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0, 0.1), solarize=(0.0, 0.2), blur_kernel=9

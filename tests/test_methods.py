@@ -23,7 +23,7 @@ from ssljax.step import init_state, train_step
 SLOW = (
   "barlow_twins", "vicreg", "simsiam", "mocov3", "dino_resnet", "ibot", "pmsn", "swav",
   "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip", "dcl", "vibcreg", "ssl_ey",
-  "mmcr", "w_mse", "supcon", "tico", "nnclr", "mochi", "terms",
+  "mmcr", "w_mse", "supcon", "tico", "nnclr", "mochi", "terms", "rotation", "diet",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
@@ -235,10 +235,10 @@ def test_a_missing_key_is_named(name):
   config = tiny.config(name)
   says = {
     "text": "data.text is not set", "views": "needs (views|global) in the batch",
-    "hidden": "data.hidden is not set",
+    "hidden": "data.hidden is not set", "image": "needs image in the batch, which has views",
   }  # fmt: skip
-  place = next(key for key in says if config["data"].get(key))
-  config["data"][place] = None
+  place = next((key for key in says if config["data"].get(key)), "image")
+  config["data"] |= {place: None} if place != "image" else {"views": tiny.PAIR}
   says = says[place]
   with pytest.raises(ValueError, match=says):
     job_lib.assemble(config_lib.complete(config))

@@ -209,6 +209,14 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     dict(hidden=dict(name="ssljax.data.multiblock.rolled", predict=0.2)),
   ),
+  "rotation": (RESNET, dict(name="ssljax.methods.pretext.rotation"), {}),
+  "jigsaw": (
+    dict(drop_path=0.1),
+    # The middle tile of nine alone has the corner of a square, and is elsewhere in each order.
+    dict(name="ssljax.methods.pretext.jigsaw", tile=8, permutations=9, projector=(32,)),
+    {},
+  ),
+  "diet": ({}, dict(name="ssljax.methods.pretext.diet", examples=64, smoothing=0.2), {}),
   "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
   "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
   "data2vec2": (

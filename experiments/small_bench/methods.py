@@ -151,6 +151,24 @@ METHODS: dict[str, tuple[dict, dict]] = {
     "barlow_twins", (512, 512), dict(redundancy_weight=0.005), projector_bias="none",
     loss_scale=0.1,
   )),
+  "rotation": (RESNET, dict(
+    method=dict(name="ssljax.methods.pretext.rotation"),
+    data=dict(views=dict(CROP, scale=(0.6, 1.0))),
+  )),
+  "jigsaw": (RESNET, dict(
+    method=dict(
+      name="ssljax.methods.pretext.jigsaw", tile=8, permutations=100, projector=(128,)
+    ),
+    data=dict(views=dict(CROP, scale=(0.6, 1.0), gray=0.66)),
+  )),
+  "diet": (RESNET, dict(
+    method=dict(name="ssljax.methods.pretext.diet", examples=10_000),
+    optimizer=dict(name="ssljax.optim.adamw", b2=0.999, weight_decay=0.05),
+    schedule=dict(base=1e-3),
+    data=dict(views=dict(
+      CROP, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), jitter_probability=0.3, gray=0.2,
+    )),
+  )),
   "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
   "swav": (RESNET, family(
     "swav", dict(views=CROPS), projector=(256, 128), prototypes=256,

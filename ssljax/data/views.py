@@ -93,15 +93,22 @@ def crop_flip(
   method: str = "bicubic",
   flip: bool = True,
   jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+  jitter_probability: float = 1.0,
+  gray: float = 0.0,
+  blur: float = 0.0,
 ) -> View:
   """Inception crop (torchvision's rule: 10 tries, log-uniform ratio, clamped centre), flip, colour
-  jitter.
+  jitter, grey, blur.
 
   size (height, width); scale: area of the crop; ratio: width / height; method: bicubic or
   bilinear, both antialiased; jitter: brightness, contrast, saturation, hue as in torchvision, in
-  random order, after the crop.
+  random order, after the crop. gray and blur are probabilities; blur is that of `two_views`.
   """
-  colour = Colour(jitter)
+  size = _size(size)
+  chances = dict(jitter_probability=(jitter_probability,), gray=(gray,), blur=(blur,))
+  _probabilities(chances, 0.0, 1, "1 view")
+  kernel = colour_lib.kernel_size(size) if blur else 1
+  colour = Colour(jitter, jitter_probability, gray, blur, kernel=kernel)
   return _crop(size, scale, ratio, method, 0.5 if flip else 0.0, colour)
 
 

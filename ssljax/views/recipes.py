@@ -72,9 +72,14 @@ def crop_flip(
   method: str = "bicubic",
   flip: bool = True,
   jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+  jitter_probability: float = 1.0,
+  gray: float = 0.0,
+  blur: float = 0.0,
 ) -> Views:
-  """Inception crop, flip, colour jitter: `image` [size c]. See `ssljax.data.views.crop_flip`."""
-  return Views({"image": _crop(size, scale, ratio, method, 0.5 if flip else 0.0, Colour(jitter))})
+  """Inception crop, flip, colours: `image` [size c]. See `ssljax.data.views.crop_flip`."""
+  kernel = colour_lib.kernel_size(_size(size)) if blur else 1
+  colour = Colour(jitter, jitter_probability, gray, blur, kernel=kernel)
+  return Views({"image": _crop(size, scale, ratio, method, 0.5 if flip else 0.0, colour)})
 
 
 def two_views(
