@@ -3,24 +3,19 @@ anything is compiled."""
 
 import dataclasses
 import inspect
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
+from ssljax import channels, checks, groups, on_device, processes, sharding
 from ssljax import config as config_lib
-from ssljax import groups, on_device, processes, reporting, sharding
-from ssljax.data import moments, pipeline, sources
+from ssljax.data import pipeline, sources
 from ssljax.data.views import Views, recipe_of
 from ssljax.methods.combine import IMAGES, normalised, viewed, with_probe
 from ssljax.step import Method, init_state
-
-# Of the red, green and blue channels of ImageNet, on the 0…1 scale.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,17 +164,17 @@ def assemble(
   text = captions(config, source, workdir, planned)
   method = build_method(config, encoder, hidden)
   total = dict(total_steps=config["total_steps"], batch_size=config["batch_size"])
-  mean, std = statistics(config, source, workdir)
+  mean, std = channels.statistics(config, source, workdir)
   method = normalised(method, mean, std)
   schedule = config_lib.build(config["schedule"], **total)
   tx = config_lib.build(config["optimizer"], schedule=schedule, **total)
   batch = batch_shapes(config, source, views, shape, hidden, text)
-  check_needs(config, method, batch)
+  checks.needs(config, method, batch)
   if not planned:
-    check_size(config["method"], source)
+    checks.size(config["method"], source)
   trained, given = method, batch
   if config["probe"]["rate"]:
-    trained = with_probe(method, probe_classes(config["probe"], source))
+    trained = with_probe(method, checks.probe_classes(config["probe"], source))
     tx = groups.beside(tx, probe=optax.adam(config["probe"]["rate"]))
   if feed.make_views or feed.draw_hidden:
     trained = viewed(trained, feed.make_views, feed.draw_hidden)
@@ -218,43 +213,6 @@ def build_method(config: Mapping, encoder: Any, hidden: Any) -> Method:
   return config_lib.build(config["method"], **given)
 
 
-def check_size(method: Mapping, source: Any) -> None:
-  """Raises ValueError where the method was told another number of examples than the source has."""
-  queue, examples = method.get("queue", 0), method.get("examples", source.size)
-  if isinstance(queue, int) and queue > source.size:
-    raise ValueError(
-      f"method.queue {queue} is larger than the {source.size} examples of {source.name}: it would"
-      " hold an example twice"
-    )
-  if isinstance(examples, int) and examples != source.size:
-    raise ValueError(
-      f"method.examples {examples}: {source.name} has {source.size}, each of which is a class of"
-      f" its own; set it to {source.size}"
-    )
-
-
-def probe_classes(probe: Mapping, source: Any) -> int:
-  """How many classes a probe of the source's labels tells apart.
-
-  Raises:
-    ValueError: no labels, or more of them than `probe.classes`.
-  """
-  if not source.labelled:
-    raise ValueError(
-      f"probe.rate {probe['rate']}: {source.name} has no labels to probe; set it to 0"
-    )
-  if source.labels is None:
-    if not probe["classes"]:
-      raise ValueError(f"probe.classes: set it, the labels of {source.name} lie beside its images")
-    return probe["classes"]
-  low, high = int(source.labels.min()), int(source.labels.max())
-  if low < 0 or 0 < probe["classes"] <= high:
-    raise ValueError(
-      f"probe.classes {probe['classes']}: the labels of {source.name} go from {low} to {high}"
-    )
-  return probe["classes"] or high + 1
-
-
 def captions(config: Mapping, source: Any, workdir: pathlib.Path | None, planned: bool) -> Any:
   """What makes data.text, or None; its vocabulary is learnt once and kept in the workdir."""
   text = component(config["data"]["text"])
@@ -262,29 +220,6 @@ def captions(config: Mapping, source: Any, workdir: pathlib.Path | None, planned
     return text
   text.check(source)
   return text.using(processes.from_first(lambda: text.vocabulary_of(source, workdir)))
-
-
-def check_needs(config: Mapping, method: Method, batch: Mapping) -> None:
-  """Raises ValueError where the batch lacks what the method reads, or must not be cut."""
-  if config["accum"] > 1 and method.whole:
-    raise ValueError(f"accum {config['accum']}: {method.whole}")
-  missing = [key for key in method.needs if key not in batch]
-  if not missing:
-    return
-  hints = {
-    "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
-    "global": "; data.views=dict(name='ssljax.data.views.multi_crop') makes global and local",
-    "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
-    "context": "; data.hidden is not set to what makes them, e.g."
-    " data.hidden=dict(name='ssljax.data.multiblock')",
-    "text": "; data.text=dict(name='ssljax.data.text.captions') makes text",
-    "label": "; the method reads labels, and the source has none",
-  }
-  hint = next((hints[key] for key in missing if key in hints), "")
-  raise ValueError(
-    f"{config['method']['name']} needs {', '.join(missing)} in the batch, which has"
-    f" {', '.join(batch)}{hint}"
-  )
 
 
 def example_shape(source: Any, views: Any) -> tuple[int, ...]:
@@ -324,40 +259,3 @@ def placed(state: Any, config: Mapping, mesh: jax.sharding.Mesh) -> Any:
     state, mesh, placement=config["mesh"]["state"], min_size=config["mesh"]["min_size"]
   )
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
-
-
-def statistics(config: Mapping, source: Any, workdir: pathlib.Path | None) -> tuple[Any, Any]:
-  """Mean and deviation per channel: the config's, ImageNet's for RGB, or measured once over a
-  sample and kept in `moments.json` of the workdir."""
-  data = config["data"]
-  if data["mean"] is not None or data["std"] is not None:
-    return _checked_statistics(data)
-  if source.channels == 3 and np.issubdtype(np.dtype(source.dtype), np.integer):
-    return IMAGENET
-  # All processes wait for the first: what one of them finds on the disk depends on the moment.
-  mean, std = processes.from_first(lambda: _measured(source, workdir))
-  return mean, std
-
-
-def _measured(source: Any, workdir: pathlib.Path | None) -> list:
-  kept = workdir / "moments.json" if workdir else None
-  if kept and kept.exists():
-    found = json.loads(kept.read_text())
-    # A dry run, or a run that failed at once, may have measured another source here.
-    if found["source"] == json.loads(json.dumps(source.fingerprint)):
-      return [found["mean"], found["std"]]
-  mean, std = (np.asarray(x).tolist() for x in moments.moments(source, source.channels))
-  if kept:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    reporting.write_json(kept, {"mean": mean, "std": std, "source": source.fingerprint})
-  return [mean, std]
-
-
-def _checked_statistics(data: Mapping) -> tuple[Any, Any]:
-  for key in ("mean", "std"):
-    value = data[key]
-    if value is None or len(value) != data["channels"]:
-      raise ValueError(f"data.{key} must hold one number for each of {data['channels']} channels")
-  if min(data["std"]) <= 0:
-    raise ValueError(f"data.std must be positive, not {data['std']}")
-  return data["mean"], data["std"]

@@ -156,7 +156,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped():
 @pytest.mark.parametrize(
   "settings, message",
   [
-    ({"method.examples": "63"}, "method.examples 63 is less than the 64 examples of"),
+    ({"method.examples": "63"}, "method.examples 63: arrays in memory has 64, each of"),
     ({"method.clusters": "(6, 65)"}, "must name sets of 2 to method.examples, 64"),
     ({"method.clusters": "()"}, "must name sets of 2 to"),
     ({"method.projector": "()"}, "method.projector needs one layer"),

@@ -159,7 +159,7 @@ def test_tiles_put_back_are_the_picture():
     ("jigsaw", {"encoder.positions": "learned"}, "have no place in the 64 learned positions"),
     ("jigsaw", {"method.projector_norm": "layer"}, "Projector.norm 'layer' is none of"),
     ("jigsaw", {"method.batch_norm": "none"}, "method.batch_norm 'none' is none of"),
-    ("diet", {"method.examples": "63"}, "examples 63: arrays in memory has 64, each of which is a"),
+    ("diet", {"method.examples": "63"}, "examples 63: arrays in memory has 64, each of"),
     ("diet", {"data.split": "train[:32]"}, "examples 64: arrays in memory .* has 32"),
     ("diet", {"method.examples": "1"}, "method.examples 1: two or more can be told apart"),
     ("diet", {"method.smoothing": "1.5"}, "method.smoothing 1.5 is not between 0 and 1"),
