@@ -82,6 +82,40 @@ def test_several_contexts_are_the_mean_of_each_alone():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
+def test_contrast_with_a_teacher_that_sees_the_targets_alone_in_numpy():
+  """Latent MIM's loss: no place that was seen takes part in a target."""
+  encoder = vit(**TINY)
+  method, batch = method_and_batch(
+    encoder, contexts(GRID, clones=1, keep=0.25, adjust=0.0, block=1), predictor_width=16,
+    predictor_depth=1, loss="info_nce", temperature=0.3, teacher_sees="targets",
+  )  # fmt: skip
+  params, extra = method.init(jax.random.key(0), batch)
+  extra = jax.tree.map(lambda x: 1.1 * x + 0.01, extra)  # not the student
+  value, _ = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), 0)
+  context, places = batch["context"][:, 0], batch["targets"][:, 0]
+  seen = encoder.apply({"params": params["encoder"]}, batch["image"], keep=context)["tokens"]
+  head = PlacePredictor(16, 1, 2, 16, prefix=1)
+  pred = head.apply({"params": params["predictor"]}, seen, GRID, context, places)[:, 0]
+  teacher = {"params": extra["teacher"]["encoder"]}
+  taught = encoder.apply(teacher, batch["image"], keep=places[:, 0])["patches"]
+  found = []
+  for p, t in zip(np.asarray(pred), np.asarray(taught)):
+    p = (p - p.mean(0)) / (p.std(0, ddof=1) + 1e-4)
+    t = t - t.mean(-1, keepdims=True)
+    p, t = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (p, t))
+    scores = p @ t.T / 0.3
+    found.append((np.log(np.exp(scores).sum(-1)) - np.diag(scores)).mean())
+  assert scores.shape == (48, 48)
+  assert float(value) == pytest.approx(0.6 * np.mean(found), rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [dict(loss="info_nce"), dict(teacher_sees="targets")])
+def test_what_needs_one_list_of_targets_says_so(settings):
+  method, batch = method_and_batch(vit(**TINY), multiblock(GRID), **settings)
+  with pytest.raises(ValueError, match="need one list of targets, not 4: .*clones=1"):
+    method.init(jax.random.key(0), batch)
+
+
 def test_noise_is_of_the_stated_size_and_changes_with_the_step_and_the_example():
   """The convolution's places that are not seen hold nothing but noise."""
   encoder = vit(**TINY)
@@ -119,6 +153,8 @@ def test_collapse_shows_although_tokens_differ():
     ({}, dict(evaluate="ema"), "is none of teacher, student"),
     ({}, dict(target_layers=2), "between 0 and the 1 blocks"),
     (dict(positions="relative"), {}, "positions are not relative"),
+    ({}, dict(teacher_sees="context"), "is none of all, targets"),
+    ({}, dict(loss="info_nce", class_weight=1.0), "tells places apart, and the class token is one"),
     (dict(class_token=False, pool="mean"), dict(class_weight=1.0), "needs encoder.class_token"),
   ],
 )

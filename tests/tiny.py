@@ -219,6 +219,11 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   "diet": ({}, dict(name="ssljax.methods.pretext.diet", examples=64, smoothing=0.2), {}),
   "ijepa": (NO_CLASS, LATENT, MULTIBLOCK),
   "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
+  "latent_mim": (
+    {},
+    LATENT | dict(loss="info_nce", teacher_sees="targets"),
+    dict(hidden=dict(name="ssljax.data.multiblock.contexts", clones=1, block=1, adjust=0.0)),
+  ),
   "data2vec2": (
     dict(norm="post", init_kernels="normal"),
     LATENT | dict(

@@ -169,6 +169,16 @@ METHODS: dict[str, tuple[dict, dict]] = {
       CROP, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), jitter_probability=0.3, gray=0.2,
     )),
   )),
+  "latent_mim": (VIT, dict(
+    method=dict(
+      name="ssljax.methods.latent_prediction", predictor_width=64, predictor_depth=1,
+      predictor_heads=2, loss="info_nce", teacher_sees="targets", evaluate="student",
+      teacher_momentum=dict(schedule="cosine", start=0.99, end=1.0),
+    ),
+    data=dict(views=CROP, hidden=dict(
+      name="ssljax.data.multiblock.contexts", clones=1, keep=0.25, adjust=0.0, block=1,
+    )),
+  )),
   "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
   "swav": (RESNET, family(
     "swav", dict(views=CROPS), projector=(256, 128), prototypes=256,
