@@ -87,6 +87,14 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     ),
     PAIRED,
   ),
+  "densecl": (
+    RESNET,
+    dict(
+      name="ssljax.methods.densecl", projector=(32, 16), dense_projector=(32, 16), momentum=0.9,
+      queue=32,
+    ),
+    PAIRED,
+  ),
   "byol": (
     {},
     TWO_VIEW | dict(

@@ -121,6 +121,13 @@ METHODS: dict[str, tuple[dict, dict]] = {
   ) | dict(
     schedule=dict(warmup_steps=0), optimizer=dict(groups=dict(predictor=dict(hold=0)))
   )),
+  "densecl": (RESNET, dict(
+    method=dict(
+      name="ssljax.methods.densecl", projector=(256, 128), dense_projector=(256, 128),
+      temperature=0.1, momentum=0.99, queue=2048,
+    ),
+    data=dict(views=PAIR),
+  )),
   "deepcluster": (RESNET, dict(
     method=dict(
       name="ssljax.methods.deepcluster", examples=10000, projector=(256, 128),
