@@ -121,13 +121,18 @@ def check_terms(terms: Mapping[str, Mapping[str, Any]], views: int) -> None:
 
 
 def added(
-  terms: Mapping[str, Mapping[str, Any]], has: Mapping[str, jax.Array]
+  terms: Mapping[str, Mapping[str, Any]], has: Mapping[str, jax.Array], taken: Mapping[str, Any]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The weighted sum of terms, and each by its name without its weight.
 
   has: what they are on, [b v d] by the names of `PLACES`. A term of one array is the mean over the
-  views, one of two arrays compares the first two.
+  views, one of two arrays compares the first two. taken: the loss's own terms.
+
+  Raises:
+    ValueError: a term with the name of one of the loss's own.
   """
+  if clash := sorted(set(terms) & set(taken)):
+    raise ValueError(f"method.terms.{clash[0]}: the loss has a term of this name; choose another")
   found: dict[str, jax.Array] = {}
   for name, term in terms.items():
     views, call = jnp.unstack(has[term.get("on", "projected")], axis=1), term["call"]

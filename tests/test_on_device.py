@@ -240,3 +240,17 @@ def test_a_data_set_that_is_too_large_is_not_cached(monkeypatch):
   ):
     assembled(cache="device")
   assert on_device.device_memory() > 0
+
+
+@pytest.mark.parametrize("method", ["swav", "lejepa", "dino_resnet", "simclr_vit"])
+def test_views_made_in_the_step_are_accumulated(method):
+  """What couples the examples is not given their pictures again."""
+  views = dict(tiny.METHODS[method][2]["views"])
+  accum = 1 if method == "dino_resnet" else 2  # its batch norm sees the whole batch
+  config = tiny.config(method, accum=accum, data=dict(views=views, views_on="device"))
+  if method == "swav":
+    config["encoder"] = tiny.ENCODER
+  job = job_lib.assemble(config_lib.complete(config | dict(mesh=dict(devices=1))))
+  step = functools.partial(train_step, job.trained, job.tx, accum)
+  state, metrics = jax.eval_shape(step, job.state, job.given)
+  assert metrics["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(job.state)

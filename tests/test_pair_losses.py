@@ -191,11 +191,12 @@ ENTROPY = {"name": "ssljax.losses.er_entropy"}
     ({"e": {"name": "ssljax.losses.max_entropy_marginals"}}, "terms.e lacks covariance_weight"),
     ({"std": ENTROPY}, "method.terms.std: a metric has this name already"),
     ({"e": {"name": "ssljax.losses.nnclr", "temperature": 0.1}}, "two arrays .*requires 5"),
+    ({"variance": ENTROPY}, "method.terms.variance: the loss has a term of this name"),
   ],
 )
 def test_mistakes_of_terms_are_named(terms, message):
   config = tiny.config("simclr")
-  config["method"]["terms"] = terms
+  config["method"] |= dict(loss=dict(name="ssljax.losses.vicreg"), terms=terms)
   with pytest.raises(ValueError, match=message):
     job_lib.assemble(config_lib.complete(config))
 

@@ -198,7 +198,7 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     dict(
       name="ssljax.methods.deepcluster", examples=64, projector=(32, 16), clusters=(6, 5), every=2,
     ),
-    dict(views=CROPS),
+    dict(views=CROPS | dict(local_views=0)),
   ),
   "lejepa": (
     {},

@@ -64,8 +64,8 @@ def lejepa(
     return params, jax.tree.map(jnp.copy, {"stats": stats})
 
   def embed(params, extra, batch, rng, step):
-    """Pooled features of all views, leaf after leaf: [b v d]."""
-    stats, pooled = _stats(extra, "encoder"), []
+    """Pooled features of the views, {leaf: [b v d]}."""
+    stats, z = _stats(extra, "encoder"), {}
     counts = [batch[leaf].shape[1] for leaf in views]
     keys = jax.vmap(lambda key: jax.random.split(key, sum(counts)))
     keys = keys(example_keys(rng, batch["index"]))
@@ -73,18 +73,19 @@ def lejepa(
       # (b v): nothing moves between devices.
       x, k = (a.reshape(-1, *a.shape[2:]) for a in (batch[leaf], keys[:, end - v : end]))
       out, stats = with_statistics(encoder, params["encoder"], stats, x, keys=k)
-      pooled.append(out["pooled"].reshape(-1, v, out["pooled"].shape[-1]))
-    kept = {"mean": {"stats/encoder": stats}, "rows": {"pooled": pooled[0][:, 0]}}
-    return jnp.concatenate(pooled, axis=1), jax.lax.stop_gradient(kept)
+      z[leaf] = out["pooled"].reshape(-1, v, out["pooled"].shape[-1])
+    kept = {"mean": {"stats/encoder": stats}, "rows": {"pooled": z[views[0]][:, 0]}}
+    return z, jax.lax.stop_gradient(kept)
 
   def couple(params, extra, z, batch, rng, step):
     own = params["projector"], _stats(extra, "projector")
-    projected, stats = with_statistics(head, *own, z, train=True)
-    first = batch[views[0]].shape[1] if center == "first" else None
+    pooled = jnp.concatenate([z[leaf] for leaf in views], axis=1)
+    projected, stats = with_statistics(head, *own, pooled, train=True)
+    first = z[views[0]].shape[1] if center == "first" else None
     key = jax.random.fold_in(rng, zlib.crc32(b"directions"))
     value, parts = losses.lejepa(projected, key, weight, first, directions)
     mean = {"stats/projector": stats}
-    return value, ({"mean": jax.lax.stop_gradient(mean)}, parts | collapse.features(z[:, 0]))
+    return value, ({"mean": jax.lax.stop_gradient(mean)}, parts | collapse.features(pooled[:, 0]))
 
   def update(params, extra, stats, step):
     return {"stats": {name: stats["mean"][f"stats/{name}"] for name in extra["stats"]}}

@@ -76,20 +76,22 @@ def swav(
     return params, extra
 
   def embed(params, extra, batch, rng, step):
-    """Pooled features of the global views, then the local ones: [b v d]."""
+    """Pooled features of global and local views: {"large": [b u d], "small": [b v d]}."""
     keys = view_keys(example_keys(rng, batch["index"]), batch)
     own = params["encoder"], _stats(extra, "encoder")
     pooled, _, stats = see_all(encoder, *own, batch, keys)
     kept = {"mean": {"encoder": stats}, "rows": {"pooled": pooled[:, 0]}}
-    return pooled, jax.lax.stop_gradient(kept)
+    large = batch["global"].shape[1]
+    z = {"large": pooled[:, :large], "small": pooled[:, large:]}
+    return z, jax.lax.stop_gradient(kept)
 
   def couple(params, extra, z, batch, rng, step):
     given = params["projector"], _stats(extra, "projector")
-    projected, stats = with_statistics(heads["projector"], *given, z, train=True)
+    pooled, large = jnp.concatenate([z["large"], z["small"]], axis=1), z["large"].shape[1]
+    projected, stats = with_statistics(heads["projector"], *given, pooled, train=True)
     projected = unit(projected)
     weights = {"params": params["prototypes"]}
     scores = heads["prototypes"].apply(weights, projected)
-    large = batch["global"].shape[1]
     codes = [
       _codes(scores[:, i], _remembered(heads["prototypes"], weights, extra, i), eps, iterations)
       for i in range(large)

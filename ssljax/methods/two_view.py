@@ -242,7 +242,8 @@ def _couple(parts: Parts, params, extra, z, batch, rng, step):
     mean["memory"] = memory
   keys = wanted if parts.queued == "all" else wanted[:, :1]
   stats = {"mean": mean, "rows": {"keys": keys} if parts.queue else {}}
-  more, named = called.added(parts.terms, {"pooled": z["student"], "projected": projected})
+  places = {"pooled": z["student"], "projected": projected}
+  more, named = called.added(parts.terms, places, metrics)
   metrics |= collapse.features(projected[:, 0]) | named
   return parts.loss_scale * value + more, (jax.lax.stop_gradient(stats), metrics)
 
