@@ -10,7 +10,7 @@ import pytest
 
 from ssljax import losses, targets
 from ssljax.methods.masked import masked
-from ssljax.models import layers, positions, tokens
+from ssljax.models import attention, layers, positions, tokens
 from ssljax.models.decoders import TransformerDecoder
 from ssljax.models.vit import vit
 from ssljax.optim import decayed
@@ -98,7 +98,7 @@ def test_linear_layers_of_tokens_are_one_flat_product_on_a_cpu_alone(monkeypatch
   np.testing.assert_allclose(layer.apply({"params": {"kernel": kernel}}, x), x @ kernel, atol=1e-6)
   np.testing.assert_allclose(gradient(kernel, x), np.einsum("bnd,bne->de", x, dy), atol=2e-6)
   assert contracted() == {1}
-  monkeypatch.setattr(layers, "compiled_platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "compiled_platform", lambda: "tpu")
   assert max(contracted()) == 2
 
 

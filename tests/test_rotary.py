@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssljax.interop.convert import check_exportable
-from ssljax.models import layers, positions
+from ssljax.models import attention, positions
 from ssljax.models.vit import vit
 
 TINY = dict(width=32, depth=2, heads=2, patch=(4, 4), positions="rotary", registers=1)
@@ -29,10 +29,10 @@ def test_angles_against_loops(grid):
 def test_rotation_against_complex_numbers_and_in_bfloat16():
   rng = np.random.default_rng(0)
   x, angle = rng.normal(size=(2, 5, 3, 8)), rng.normal(size=(1, 5, 1, 4))
-  got = layers.rotate(jnp.float32(x), (jnp.cos(angle), jnp.sin(angle)))
+  got = attention.rotate(jnp.float32(x), (jnp.cos(angle), jnp.sin(angle)))
   turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)
   np.testing.assert_allclose(got, np.concatenate([turned.real, turned.imag], -1), atol=1e-6)
-  half = layers.rotate(jnp.asarray(x, jnp.bfloat16), (jnp.cos(angle), jnp.sin(angle)))
+  half = attention.rotate(jnp.asarray(x, jnp.bfloat16), (jnp.cos(angle), jnp.sin(angle)))
   assert half.dtype == jnp.bfloat16
 
 
@@ -41,7 +41,7 @@ def test_products_depend_on_differences_alone():
   grid = (4, 5)
   angle = positions.rotary(grid, 16)[None, :, None]
   q, k = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
-  turn = lambda x: layers.rotate(jnp.tile(x, (1, 20, 1, 1)), (np.cos(angle), np.sin(angle)))  # noqa: E731
+  turn = lambda x: attention.rotate(jnp.tile(x, (1, 20, 1, 1)), (np.cos(angle), np.sin(angle)))  # noqa: E731
   products = jnp.einsum("bnhe,bmhe->nm", turn(q), turn(k))
   seen = {}
   for n, m in np.ndindex(20, 20):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ssljax import config as config_lib
 from ssljax import hlo, sharding, train
 from ssljax import job as job_lib
-from ssljax.models import layers
+from ssljax.models import attention
 from ssljax.models.vit import vit
 
 
@@ -267,23 +267,23 @@ def test_attention_follows_the_platform_that_is_compiled_for(monkeypatch):
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
   q = jnp.ones((2, 4, 2, 8), jnp.bfloat16)
-  layers.attend(q, q, q, None)
+  attention.attend(q, q, q, None)
   assert not taken
-  monkeypatch.setattr(layers, "compiled_platform", lambda: "tpu")
-  layers.attend(q, q, q, None)
-  monkeypatch.setattr(layers, "compiled_platform", lambda: "gpu")
-  layers.attend(q, q, q, None)  # no GPU is here that could say what it can do
+  monkeypatch.setattr(attention, "compiled_platform", lambda: "tpu")
+  attention.attend(q, q, q, None)
+  monkeypatch.setattr(attention, "compiled_platform", lambda: "gpu")
+  attention.attend(q, q, q, None)  # no GPU is here that could say what it can do
   monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
-  layers.attend(q, q, q, None)
+  attention.attend(q, q, q, None)
   odd, bias = q[:, :3], jnp.zeros((1, 2, 3, 3), jnp.bfloat16)
-  layers.attend(odd, odd, odd, bias)
-  layers.attend(q.astype(jnp.float32), q, q, None)
+  attention.attend(odd, odd, odd, bias)
+  attention.attend(q.astype(jnp.float32), q, q, None)
   assert taken == ["xla", "xla", "cudnn", "xla", "xla"]
 
 
 def test_the_platform_of_the_mesh_counts():
   with jax.set_mesh(sharding.make_mesh(2)):
-    assert jax.jit(lambda x: (seen.append(layers.compiled_platform()), x)[1])(1) == 1
+    assert jax.jit(lambda x: (seen.append(attention.compiled_platform()), x)[1])(1) == 1
   assert seen == ["cpu"]
 
 

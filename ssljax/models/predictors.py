@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssljax.models import attention
 from ssljax.models import layers as layers_lib
 from ssljax.models import positions as positions_lib
 from ssljax.models import tokens as tokens_lib
@@ -139,7 +140,7 @@ class CrossBlock(nn.Module):
     keep = (lambda y, i: y) if drop is None else (lambda y, i: y * drop[i][:, None, None])
     q = dense(d, name="q")(norm("norm1")(x)).reshape(b, n, h, d // h)
     kv = dense(2 * d, name="kv")(context).reshape(b, -1, 2, h, d // h)
-    y = layers_lib.attend(q, kv[:, :, 0], kv[:, :, 1], None).reshape(b, n, d)
+    y = attention.attend(q, kv[:, :, 0], kv[:, :, 1], None).reshape(b, n, d)
     x = x + keep(dense(d, name="proj")(y), 0).astype(x.dtype)
     mlp = layers_lib.Mlp(int(d * self.mlp_ratio), kernel, self.dtype, name="mlp")
     return x + keep(mlp(norm("norm2")(x)), 1).astype(x.dtype)
