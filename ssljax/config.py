@@ -223,9 +223,7 @@ def build(spec: Mapping, **given: Any) -> Any:
     if isinstance(v, dict) and "schedule" in v
   }
   inner: dict[str, Any] = {k: _partial(v) for k, v in arguments.items() if _named(v)}
-  for k, group in arguments.items():
-    if _group(group):
-      inner[k] = {n: _called(v) for n, v in group.items()}
+  inner |= {k: {n: _called(v) for n, v in g.items()} for k, g in arguments.items() if _group(g)}
   fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
   return function(**fixed | moving | inner)
 
