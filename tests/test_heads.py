@@ -258,7 +258,7 @@ def test_errors():
     ),
     (Projector((4,), bias="some"), "Projector.bias 'some' is none of auto"),
     (Projector((4,), activation="tanh"), "Projector.activation 'tanh'"),
-    (Projector((4,), start="kaiming"), "Projector.start 'kaiming'"),
+    (Projector((4,), start="orthogonal"), "Projector.start 'orthogonal'"),
     (Prototypes(4, unit="yes"), "Prototypes.unit 'yes'"),
     (DINOHead(4, gain="free"), "DINOHead.gain 'free' is none of fixed, trained, none"),
   ):
