@@ -67,8 +67,9 @@ def planned_job(config: Mapping, devices: Sequence[Any], **changes: Any) -> Any:
   if whole or (data["views"] or {}).get("size") is None:
     source = job_lib.open_source(config, data["split"])
   else:
-    # Whether there is something to read labels from decides if batches have them.
-    read = _unread if config["probe"]["rate"] else None
+    # Whether there is something to read labels from decides if batches have them: they are there
+    # where evaluations want them.
+    read = _unread if config["probe"]["rate"] or data["eval_train"] else None
     source = Source(
       str(data["source"]),
       0,

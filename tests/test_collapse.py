@@ -108,7 +108,8 @@ def test_a_run_without_stop_gradient_collapses_and_says_so(tmp_path, capfd, stop
   last = train.run(config, tmp_path)
   said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("collapse?")]
   if stopped:
-    assert not said and last["train/rank"] > 2
+    # On one and eight devices, three seeds: 1.7 to 3.1; without the stop-gradient 1.0 to 1.4.
+    assert not said and last["train/rank"] > 1.5
   else:
     # Batch norm after the projector keeps the spread: what is left is one direction.
     assert ["one direction" in line for line in said] == [True] and last["train/rank"] < 1.5
