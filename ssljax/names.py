@@ -69,4 +69,4 @@ def nearest(word: str, known: Any, prefix: str = "") -> str:
   near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
   if near:
     return f"; did you mean {' or '.join(prefix + n for n in near)}?"
-  return f"; there are {', '.join(sorted(map(str, known)))}"
+  return f"; there are {', '.join(sorted(set(map(str, known))))}"
