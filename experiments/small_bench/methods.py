@@ -195,8 +195,9 @@ METHODS: dict[str, tuple[dict, dict]] = {
   "dinov2": (VIT, dino(
     patch_weight=1.0, patch_head="separate", balance="sinkhorn", koleo_weight=0.1,
   )),
+  # Kernels of deviation 0.02, the paper's, collapsed at this width (rank 1.1); xavier's did not.
   "ijepa": (VIT, latent("", predictor_width=32, predictor_depth=2) | dict(
-    encoder=dict(class_token=False, init_kernels="normal")
+    encoder=dict(class_token=False), schedule=dict(base=5e-4)
   )),
   "data2vec2": (VIT, latent(
     ".contexts", predictor="convolution", predictor_width=64, predictor_depth=2,

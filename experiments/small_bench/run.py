@@ -95,8 +95,11 @@ def run_one(flags, name: str, data: str, file: str, seed: int, workdir: pathlib.
 def keep(workdir: pathlib.Path, folder: pathlib.Path) -> None:
   """What is kept of a finished run."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name in ("config.json", "metrics.jsonl", "environment.json"):
+  for name in ("config.json", "metrics.jsonl"):
     shutil.copy(workdir / name, folder / name)
+  machine = json.loads((workdir / "environment.json").read_text())
+  del machine["command"]  # this script's, with the folders of one machine
+  (folder / "environment.json").write_text(json.dumps(machine, indent=2) + "\n")
 
 
 def row(folders: list[pathlib.Path]) -> dict[str, str]:
