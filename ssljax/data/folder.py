@@ -73,7 +73,7 @@ def _files(name: str, root: str, paths: list[str], sizes: list[int], channels: i
 
   def one(index):
     try:
-      with open(os.path.join(root, paths[index]), "rb") as file:
+      with open(os.path.join(root, paths[index]), "rb", buffering=0) as file:
         return file.read()
     except OSError:
       return b""

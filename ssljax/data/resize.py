@@ -18,11 +18,17 @@ REACH = {"bilinear": 1.0, "bicubic": 2.0}
 
 
 def resize(
-  image: np.ndarray, size: tuple[int, int], method: str, rounded: bool, mirrored: bool = False
+  image: np.ndarray,
+  size: tuple[int, int],
+  method: str,
+  rounded: bool,
+  mirrored: bool = False,
+  into: np.ndarray | None = None,
 ) -> np.ndarray:
   """[h w c] -> [size c]: float32, or `rounded` to uint8 (clipped). method: bicubic or bilinear.
 
   `mirrored`, left for right, costs nothing here: the weights of the columns stand in reverse.
+  `into`: where the result goes, contiguous; None: a new array.
   """
   height, width, channels = image.shape
   rows, columns = matrix(height, size[0], method), matrix(width, size[1], method, mirrored)
@@ -35,9 +41,11 @@ def resize(
     cv2.transpose(piece, dst=turned[at : at + step])
   out = columns @ turned.reshape(width, channels * size[0])
   if rounded:
-    # Rounds, to even where it is a tie, and clips above 255, but takes -3 for 3.
-    out = cv2.convertScaleAbs(np.maximum(out, 0, out=out))
-  return cv2.transpose(out.reshape(size[1] * channels, size[0])).reshape(*size, channels)
+    # Rounds, to even where it is a tie, and clips. NumPy's maximum alone took twice as long.
+    out = cv2.addWeighted(out, 1.0, out, 0.0, 0.0, dtype=cv2.CV_8U)
+  flat = None if into is None else into.reshape(size[0], size[1] * channels)
+  flat = cv2.transpose(out.reshape(size[1] * channels, size[0]), dst=flat)
+  return flat.reshape(*size, channels)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -22,8 +22,8 @@ class View(NamedTuple):
   `draw(key [2]) -> parameters`. `window(h, w, parameters) -> y, x, height, width` is the part of
   the image that is used, so that JPEGs are cropped while decoding; `finish(part, parameters)` does
   the rest; `apply(image, parameters)` is both. `colour`: what needs RGB, and how it is switched
-  off. `direct`: `finish` without TensorFlow, to the same bits, for uint8 arrays [h w c]; None
-  where there is no such thing.
+  off. `direct(part, parameters, out)`: `finish` without TensorFlow, to the same bits, from uint8
+  [h w c] into `out` [size c]; None where there is no such thing.
   """
 
   draw: Callable | None = None
@@ -231,8 +231,8 @@ def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
       image = to_dtype(image, part.dtype)
     return image
 
-  def direct(part, drawn):
-    return numpy_resize(part, size, method, True, bool(flip) and bool(drawn["flip"]))
+  def direct(part, drawn, out):
+    numpy_resize(part, size, method, True, bool(flip) and bool(drawn["flip"]), out)
 
   return View(
     draw, _applied(window, finish), size, colour_lib.needs_rgb(colour), window, finish,
