@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
+from ssljax import config as config_lib
 from ssljax import export, interop, load, train
+from ssljax import job as job_lib
 from ssljax.interop import convert
 from ssljax.leaves import named
 from ssljax.methods.masked import masked
@@ -389,6 +391,40 @@ def test_a_run_begins_from_another_run(run, tmp_path, capsys):
   got, want = load.load(tmp_path).params, load.load(run).params
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert "parameters read from step 3" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+  """A run of DINO whose teacher differs from its student."""
+  folder = tmp_path_factory.mktemp("distilled")
+  train.run(tiny.config("dino", total_steps=3), folder)
+  return folder
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["positions read larger", "resized"])
+def test_a_run_at_a_higher_resolution_goes_on_from_student_teacher_heads_and_centre(
+  distilled, fixed
+):
+  """DINOv2's last phase: larger views, everything else as it stood."""
+  earlier = load.load(distilled)
+  changed = tiny.config("dino")
+  changed["data"]["views"] = changed["data"]["views"] | dict(size=(32, 48))
+  if not fixed:
+    changed["encoder"]["positions_size"] = (32, 48)
+  job = job_lib.assemble(config_lib.complete(changed))
+  nothing = lambda tree: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)  # noqa: E731
+  start = nothing(job.state.params), nothing(job.state.extra)
+  got = named(interop.graft(str(distilled), job, *start))
+  want = named((earlier.params, earlier.extra))
+  assert set(got) == set(want)
+  differ = {k for k in got if not np.array_equal(got[k], want[k])}
+  tables = {"0/encoder/positions", "1/teacher/encoder/positions"}
+  assert differ == (set() if fixed else tables)
+  resized = positions.resize_table(want["1/teacher/encoder/positions"], (8, 8), (8, 12))
+  if not fixed:
+    np.testing.assert_array_equal(got["1/teacher/encoder/positions"], resized)
+  kernel = "encoder/stem/kernel"
+  assert not np.array_equal(got[f"0/{kernel}"], got[f"1/teacher/{kernel}"])
 
 
 def test_export_errors(run, tmp_path, capsys):

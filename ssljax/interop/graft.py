@@ -12,6 +12,7 @@ from ssljax.interop import convert, files
 from ssljax.leaves import named
 from ssljax.models import positions as positions_lib
 
+KEPT = ("teacher", "teacher_stats", "center")  # of an earlier run's `extra`, what goes on
 STATED = ("heads", "eps", "grid")  # of what a file says of itself, what is looked at
 
 
@@ -21,8 +22,8 @@ def graft(
   """`params` and `extra` with the weights at `path` in place; what is missing stays as it is.
 
   path: a weight file, a folder of Transformers, or the workdir of a run. job: `ssljax.job.Job`;
-  its encoder and the shape of its images decide. A teacher in `extra` starts from the same encoder;
-  running statistics of batch norm come along.
+  its encoder and the shape of its images decide. A teacher in `extra` starts from that of the run,
+  or else from the same encoder; centres and running statistics of batch norm come along.
   What was read, what the file lacks and what was not used is told by `log`.
 
   Raises:
@@ -31,9 +32,9 @@ def graft(
   shape = job.image.shape
   try:
     if (pathlib.Path(path) / "checkpoints").is_dir():
-      new, stats, lines = _from_run(pathlib.Path(path), job.encoder, shape, params)
+      new, kept, lines = _from_run(pathlib.Path(path), job.encoder, shape, params)
     else:
-      new, stats, lines = _from_file(path, job.encoder, shape, params)
+      new, kept, lines = _from_file(path, job.encoder, shape, params)
   except FileNotFoundError as error:
     raise FileNotFoundError(f"init_from: {error}") from None
   except (ValueError, ImportError) as error:
@@ -41,11 +42,8 @@ def graft(
   merged = _with(params, new)
   for line in lines:
     log(f"init_from {path}: {line}")
-  if "teacher" in extra:
-    extra = extra | {"teacher": _with(extra["teacher"], named(merged))}
-  for place in {"stats", "teacher_stats"} & set(extra):
-    extra = extra | {place: _with(extra[place], stats)}
-  return merged, extra
+  teacher = {f"teacher/{name}": leaf for name, leaf in named(merged).items()}
+  return merged, _with(extra, teacher | kept)
 
 
 def _with(tree: Any, leaves: dict[str, Any]) -> Any:
@@ -88,7 +86,7 @@ def _from_file(path, encoder, shape, params):
     lines.append(f"not in the file, left at their start: {', '.join(left)}")
   if unused := [name for name in report.unused if name not in used]:
     lines.append(f"in the file, not used: {_some(unused)}")
-  return named(new), named(stats), lines
+  return named(new), _statistics(stats), lines
 
 
 def _from_run(workdir, encoder, shape, params):
@@ -97,9 +95,11 @@ def _from_run(workdir, encoder, shape, params):
 
   earlier = load(workdir)
   old, wanted, new = named(earlier.params), named(params), {}
-  if "encoder/positions" in old and "encoder/positions" in wanted:
-    grids = earlier.encoder.grid(earlier.shape[:-1]), encoder.grid(tuple(shape[:-1]))
-    old["encoder/positions"] = positions_lib.resize_table(old["encoder/positions"], *grids)
+  kept = named({name: earlier.extra[name] for name in KEPT if name in earlier.extra})
+  grids = _table_grid(earlier.encoder, earlier.shape), _table_grid(encoder, tuple(shape))
+  for names, place in ((old, "encoder/positions"), (kept, "teacher/encoder/positions")):
+    if place in names and "encoder/positions" in wanted:
+      names[place] = positions_lib.resize_table(names[place], *grids)
   lost = [k for k in wanted if k.startswith("encoder/") and k not in old]
   if lost:
     raise ValueError(f"the encoder of {workdir} has no {_some(lost)}")
@@ -114,7 +114,19 @@ def _from_run(workdir, encoder, shape, params):
     lines.append(f"of another shape or not there, left at their start: {', '.join(left)}")
   if unused := [k for k in old if k not in new]:
     lines.append(f"in the run, not used: {_some(unused)}")
-  return new, named(earlier.extra.get("stats", {})), lines
+  return new, _statistics(earlier.extra.get("stats", {})) | kept, lines
+
+
+def _table_grid(encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The grid of learned positions: of `positions_size` where it is set, else of the images."""
+  return encoder.grid(getattr(encoder, "positions_size", ()) or shape[:-1])
+
+
+def _statistics(stats) -> dict[str, Any]:
+  """Those of the encoder, by their names in `extra`, a teacher's too."""
+  return {
+    f"{place}/{k}": v for place in ("stats", "teacher_stats") for k, v in named(stats).items()
+  }
 
 
 def _some(names: list[str]) -> str:
