@@ -19,7 +19,8 @@ from ssljax import main
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 VARIANTS = {
   "mae_vitb": ("vitb16", "vitl16", "vith14"), "mae_digits": ("photo", "plain"),
-  "msn_cifar10": ("", "pmsn"), "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
+  "msn_cifar10": ("", "pmsn"), "attmask_vits": ("", "high"),
+  "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
   "data2vec2_vitb": ("vitb16", "vitl16"), "dinov2_vitl": ("", "sinkhorn", "sinkhorn,highres"),
   "clip_vitb": ("clip", "flip"), "dcl_cifar10": ("dcl", "dclw"), "dcl_r50": ("dcl", "dclw"),
 }  # fmt: skip

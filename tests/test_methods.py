@@ -24,7 +24,7 @@ SLOW = (
   "barlow_twins", "vicreg", "simsiam", "mocov3", "dino_resnet", "ibot", "pmsn", "swav", "densecl",
   "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip", "dcl", "vibcreg",
   "ssl_ey", "mmcr", "w_mse", "supcon", "tico", "nnclr", "mochi", "terms", "rotation", "diet",
-  "latent_mim", "msn", "deepcluster", "dinov2", "byol",
+  "latent_mim", "attmask", "msn", "deepcluster", "dinov2", "byol",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
@@ -158,7 +158,17 @@ def test_update_moves_extra_towards_the_parameters(name):
   for before, now in zip(*(jax.tree.leaves(x.get("teacher", {})) for x in (extra, after))):
     np.testing.assert_allclose(now, before + 0.1, atol=1e-6)  # momentum 0.9 in the table
   taught = {"data2vec", "moco", "byol", "mocov3", "dino", "dino_resnet", "ibot", "dinov2"}
-  taught |= {"ijepa", "stop", "data2vec2", "capi", "latent_mim", "msn", "pmsn", "densecl"}
+  taught |= {
+    "ijepa",
+    "stop",
+    "data2vec2",
+    "capi",
+    "latent_mim",
+    "attmask",
+    "msn",
+    "pmsn",
+    "densecl",
+  }
   taught |= {"mmcr", "tico", "mochi"}
   assert ("teacher" in extra) == (name in taught)
   before, now = (named(x.get("stats", {})) for x in (extra, after))

@@ -59,6 +59,84 @@ def paths(tree):
   return {"/".join(k.key for k in path): leaf for path, leaf in flat}
 
 
+@pytest.mark.parametrize(
+  "arguments",
+  [dict(registers=1), dict(scan=True, remat="dots"), dict(positions="relative", qkv_bias="qv"),
+   dict(positions="rotary")],
+  ids=lambda a: "-".join(a),
+)  # fmt: skip
+def test_attention_of_the_class_token_is_that_of_its_block(arguments):
+  encoder, params, x = build(**arguments)
+  given = dict(layers=(0,), attention_layers=(0, -1))
+  taken = jax.jit(functools.partial(encoder.apply, **given))({"params": params}, x)
+  n = 6 + encoder.prefix
+  assert taken["attention_0"].shape == taken["attention_1"].shape == (2, 4, n)
+  block = jax.tree.map(np.float64, params["blocks"]["block_1"])
+  y = np.float64(taken["layer_0"])
+  y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + encoder.eps)
+  y = y * block["norm1"]["scale"] + block["norm1"]["bias"]
+  qkv = y @ block["attn"]["qkv"]["kernel"] + block["attn"]["qkv"].get("bias", 0.0)
+  q, k, _ = np.moveaxis(qkv.reshape(2, n, 3, 4, 8), 2, 0)
+  if "q_bias" in block["attn"]:
+    q = q + block["attn"]["q_bias"].reshape(4, 8)
+  if arguments.get("positions") == "rotary":
+    angle = np.zeros((n, 4))
+    angle[1:] = positions.rotary((2, 3), 8, encoder.rotary_base)
+    q, k = (np.float64(attention.rotate(np.float32(a), pair(angle))) for a in (q, k))
+  logits = np.einsum("bhe,bshe->bhs", q[:, 0], k) / 8**0.5
+  if arguments.get("positions") == "relative":
+    table = np.float64(params["relative_bias"])[positions.relative_index((2, 3), 1)]
+    logits += np.moveaxis(table, -1, 0)[:, 0]
+  want = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  np.testing.assert_allclose(taken["attention_1"], want, rtol=2e-5)
+
+
+def pair(angle):
+  return np.float32(np.cos(angle))[None, :, None], np.float32(np.sin(angle))[None, :, None]
+
+
+def test_attention_is_asked_of_a_class_token():
+  encoder, params, x = build(class_token=False, pool="mean")
+  with pytest.raises(ValueError, match="class_token=True"):
+    encoder.apply({"params": params}, x, attention_layers=(0,))
+
+
+# Places hidden by score
+
+
+def test_the_highest_scores_are_hidden():
+  scores = jnp.array([[0.1, 0.5, 0.2, 0.5, 0.4], [3.0, 2.0, 1.0, 0.0, -1.0], [0.0] * 5])
+  got = tokens.hide_attended(scores, jnp.array([3, 2, 2]))
+  want = [[0, 1, 0, 1, 1], [1, 1, 0, 0, 0], [1, 1, 0, 0, 0]]
+  np.testing.assert_array_equal(got, np.bool_(want))
+
+
+def test_places_hidden_by_score_are_nested_in_their_number():
+  scores = jax.random.normal(KEY, (1, 30))
+  counts = range(31)
+  masks = np.array([tokens.hide_attended(scores, jnp.array([c]))[0] for c in counts])
+  assert (masks.sum(-1) == counts).all() and (masks[1:] >= masks[:-1]).all()
+
+
+def test_a_hint_shows_a_few_of_the_first_tenth():
+  """AttMask-Hint: int(share · n) places, share uniform in (.01, .05), of the first int(n / 10)."""
+  n, b = 196, 2000
+  scores = jnp.tile(jnp.arange(n, dtype=jnp.float32), (b, 1))
+  keys, count = jax.random.split(KEY, b), jnp.full(b, 80)
+  hint = jax.jit(functools.partial(tokens.hide_attended, reveal=(0.01, 0.05)))
+  high, got = np.array(tokens.hide_attended(scores, count)), np.array(hint(scores, count, keys))
+  assert not (got & ~high).any()
+  shown = high & ~got
+  assert not shown[:, : n - n // 10].any()
+  number = shown.sum(-1)
+  assert number.min() == 1 and number.max() == 9
+  # E int(u) for u uniform in (1.96, 9.8): 1 for the first .04, 2 … 8 for 1 each, 9 for the last .8.
+  assert number.mean() == pytest.approx((0.04 + 35 + 9 * 0.8) / 7.84, abs=0.15)
+  where = shown.mean(0)[n - n // 10 :]
+  np.testing.assert_allclose(where, number.mean() / (n // 10), atol=0.06)
+  assert not tokens.hide_attended(scores, jnp.zeros(b, int), keys, (0.01, 0.05)).any()
+
+
 # Layers
 
 

@@ -30,6 +30,7 @@ HEAD = dict(prototypes=K, head_hidden=12, head_bottleneck=5, head_start="torch")
 KINDS = {
   "dino": {},
   "ibot": dict(patch_weight=0.5, patch_temperature=0.06),
+  "attmask": dict(patch_weight=1.0, hide="attended"),
   "dinov2": dict(
     patch_weight=1.0, patch_head="separate", patch_prototypes=9, patch_center="hidden",
     koleo_weight=0.1, head_gain="trained",
@@ -154,11 +155,23 @@ def reference(kind, state, one, student, taught, params):
   return loss, means
 
 
+def attended(encoder, params, one):
+  """As many places of each global view, those that the class token attends to most."""
+  out = encoder.apply({"params": params}, merged(one["global"]), attention_layers=(0,))
+  scores = np.float64(out["attention_0"])[..., 1:].mean(1).reshape(one["hidden"].shape)
+  rank = (scores[..., None, :] > scores[..., None]).sum(-1)
+  return one | {"hidden": rank < one["hidden"].sum(-1, keepdims=True)}
+
+
 @functools.cache
 def stepped(kind):
   encoder, method, one, state = built(kind)
   step = jax.jit(functools.partial(train_step, method, optax.sgd(0.1), 1))
   after, metrics = step(state, one)
+  if "hide" in KINDS[kind]:
+    drawn = one["hidden"]
+    one = attended(encoder, state.extra["teacher"]["encoder"], one)
+    assert (one["hidden"] != drawn).any()
   token = state.params.get("mask_token")
   student = features(encoder, state.params["encoder"], one, token)
   taught = features(encoder, state.extra["teacher"]["encoder"], one)
@@ -346,6 +359,8 @@ def changed(name, **changes):
     ("dino", dict(encoder__positions_size=()), "have no place in the 64 learned positions"),
     ("dino", dict(data__views=tiny.CROPS | dict(local_size=(18, 18))), "18 .axis 0. is not div"),
     ("ibot", dict(data__hidden=dict(name="ssljax.data.masking.block", count=9)), "view_blocks"),
+    ("attmask", dict(method__hide="high"), "method.hide 'high' is none of drawn, attended"),
+    ("attmask", dict(encoder__class_token=False, encoder__pool="mean"), "with class_token=True"),
     ("ibot", dict(method__patch_weight=0.0), "data.hidden hides places that method.patch_weight"),
     ("dino_resnet", dict(method__patch_weight=1.0, data__hidden=dict(
       name="ssljax.data.masking.view_blocks")), "needs an encoder of patches"),

@@ -181,6 +181,11 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
     DINO | dict(patch_weight=1.0),
     dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks")),
   ),
+  "attmask": (
+    dict(registers=1),
+    DINO | dict(patch_weight=1.0, hide="attended_hint"),
+    dict(views=CROPS, hidden=dict(name="ssljax.data.masking.view_blocks")),
+  ),
   "dinov2": (
     dict(registers=2, layer_scale=0.1),
     DINO | dict(

@@ -28,8 +28,8 @@ import methods  # noqa: E402
 
 SCORES = {"k-NN": "knn_k20_T0.1/top1", "linear": "linear/top1"}
 COLUMNS = (
-  "method", "encoder", "k-NN", "untrained k-NN", "linear", "untrained linear", "rank", "images/s",
-  "seeds",
+  "method", "encoder", "steps", "k-NN", "untrained k-NN", "linear", "untrained linear", "rank",
+  "images/s", "seeds",
 )  # fmt: skip
 
 
@@ -117,6 +117,7 @@ def row(folders: list[pathlib.Path]) -> dict[str, str]:
   scores = {name: text(f"eval/{key}", 100) for name, key in SCORES.items()}
   return scores | {
     "encoder": config["encoder"]["name"].rpartition(".")[2], "seeds": str(len(folders)),
+    "steps": str(config["total_steps"]),
     "rank": text("eval/rank/effective"),
     "images/s": text("throughput/images_per_sec", form="{:.0f}"),
   } | {f"{name} {score}": text(f"eval/{kind}/{key}", 100) for score, key in SCORES.items()
@@ -153,7 +154,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--fashion", default="", help="npz of Fashion-MNIST")
   parser.add_argument("--methods", default=",".join(methods.METHODS))
   parser.add_argument("--seeds", default="0,1")
-  parser.add_argument("--steps", type=int, default=methods.STEPS)
+  parser.add_argument("--steps", type=int, default=0, help="0: the method's own number")
   parser.add_argument("--workdirs", type=pathlib.Path, default=pathlib.Path("runs/small_bench"))
   parser.add_argument("--results", type=pathlib.Path, default=HERE / "results")
   parser.add_argument("--table", action="store_true", help="only write the table again")

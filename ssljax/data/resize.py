@@ -43,9 +43,9 @@ def resize(
   if rounded:
     # Rounds, to even where it is a tie, and clips. NumPy's maximum alone took twice as long.
     out = cv2.addWeighted(out, 1.0, out, 0.0, 0.0, dtype=cv2.CV_8U)
-  flat = None if into is None else into.reshape(size[0], size[1] * channels)
-  flat = cv2.transpose(out.reshape(size[1] * channels, size[0]), dst=flat)
-  return flat.reshape(*size, channels)
+  place = None if into is None else into.reshape(size[0], size[1] * channels)
+  done = cv2.transpose(out.reshape(size[1] * channels, size[0]), dst=place)
+  return done.reshape(*size, channels)
 
 
 @functools.lru_cache(maxsize=1024)

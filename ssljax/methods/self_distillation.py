@@ -6,8 +6,11 @@ hidden. Its patch centre is the mean over all places.
 DINOv2 (Oquab et al. 2023, 2304.07193): `patch_head` "separate", `patch_center` "hidden",
 `koleo_weight` .1, `balance` "sinkhorn" in the large recipe; encoders with registers. KoLeo and
 Sinkhorn see the global batch, where the original's KoLeo sees one device's part.
+AttMask (Kakogeorgiou et al. 2022, 2203.12719): iBOT with `hide` "attended" (its High) or
+"attended_hint" (its Hint).
 """
 
+import zlib
 from typing import Any
 
 import jax
@@ -26,7 +29,10 @@ CHOICES = {
   "patch_head": ("shared", "separate"),
   "patch_center": ("all", "hidden"),
   "batch_norm": ("global", "microbatch"),
+  "hide": ("drawn", "attended", "attended_hint"),
 }
+# AttMask-Hint shows .1 · r of all places again, r uniform in .1 … .5.
+HINT = (0.01, 0.05)
 
 
 def self_distillation(
@@ -51,6 +57,7 @@ def self_distillation(
   patch_prototypes: int = 0,
   patch_temperature=0.0,
   patch_center: str = "all",
+  hide: str = "drawn",
   koleo_weight: float = 0.0,
   batch_norm: str = "global",
 ) -> Method:
@@ -73,6 +80,9 @@ def self_distillation(
       many).
     patch_temperature: the teacher's for patches; 0 is the same as for views.
     patch_center: mean over "all" places (iBOT) or the "hidden" ones (DINOv2).
+    hide: "drawn" (`batch["hidden"]` as it comes), "attended" (as many places as it hides, but those
+      that the teacher's class token attends to most) or "attended_hint" (of these a few of the
+      first tenth are shown). AttMask draws how many once a batch, here every view has its own.
     koleo_weight: of the spread of the global views' pooled features, a sum over both.
     batch_norm: of the encoder under `accum`: "global" needs the whole batch, "microbatch" takes
       each microbatch's own.
@@ -80,13 +90,24 @@ def self_distillation(
   Raises:
     ValueError: an unknown name, or parts that do not go together.
   """
+  guided = hide != "drawn"
   patches, couples = bool(patch_weight), bool(koleo_weight) or balance != "center"
   couples |= head_norm != "none"
   _check(
-    dict(balance=balance, patch_head=patch_head, patch_center=patch_center, batch_norm=batch_norm)
+    dict(
+      balance=balance,
+      patch_head=patch_head,
+      patch_center=patch_center,
+      batch_norm=batch_norm,
+      hide=hide,
+    )
   )
   counts = prototypes, patch_prototypes, patch_head
   _check_parts(encoder, batch_size, hidden_count, counts, patches, couples)
+  if guided and not (patches and encoder.class_token):
+    raise ValueError(
+      f'method.hide "{hide}" needs method.patch_weight and an encoder with class_token=True'
+    )
   moved, temperature = schedules.moving(momentum), schedules.moving(teacher_temperature)
   patch_heat = schedules.moving(patch_temperature) if patch_temperature else temperature
   weight, koleo = schedules.moving(patch_weight), schedules.moving(koleo_weight)
@@ -123,22 +144,28 @@ def self_distillation(
     return params, jax.tree.map(jnp.copy, extra)
 
   def embed(params, extra, batch, rng, step):
-    """Features of the views, {"student": [b v d], "teacher": [b 2 d]}; with patches those at the
-    hidden places, "patches" [b 2 m d], and "teacher_patches" at these or all places."""
+    """Features of the views, {"student": [b v d], "teacher": [b 2 d]}; with patches which are
+    "hidden" [b 2 n], "patches" [b 2 m d] there, and "teacher_patches" at these or all places."""
     keys = view_keys(example_keys(rng, batch["index"]), batch)
-    hide = {"hidden": batch["hidden"]} if patches else {}
-    token = {"mask_token": params["mask_token"]} if patches else {}
-    own = params["encoder"], _stats(extra, "stats", "encoder"), batch, keys
-    pooled, out, stats = see_all(encoder, *own, token, **hide)
     teacher_stats = _stats(extra, "teacher_stats", "encoder")
     # Of an encoder with batch norm keys are the sign of training; in others they drop paths.
     training = {"keys": keys[:, :2]} if teacher_stats else {}
     teacher = extra["teacher"]["encoder"], teacher_stats, batch["global"]
-    taught, teacher_stats = see(encoder, *teacher, **training)
+    asked = {"attention_layers": (-1,)} if guided else None
+    taught, teacher_stats = see(encoder, *teacher, asked, **training)
+    given, token = {}, {}
+    if patches:
+      hidden = (
+        _attended(taught, batch["hidden"], encoder, keys, hide) if guided else batch["hidden"]
+      )
+      given, token = {"hidden": hidden}, {"mask_token": params["mask_token"]}
+    own = params["encoder"], _stats(extra, "stats", "encoder"), batch, keys
+    pooled, out, stats = see_all(encoder, *own, token, **given)
     z = {"student": pooled, "teacher": taught["pooled"]}
     if patches:
-      places = _places(batch["hidden"], hidden_count)
+      places = _places(hidden, hidden_count)
       z["patches"] = _take(out["patches"], places)
+      z["hidden"] = hidden.astype(jnp.float32)  # z is differentiated, and may hold no bool
       whole = balance == "center" and patch_center == "all"
       z["teacher_patches"] = taught["patches"] if whole else _take(taught["patches"], places)
     mean = {"stats/encoder": stats, "teacher_stats/encoder": teacher_stats}
@@ -164,8 +191,9 @@ def self_distillation(
       mean["center/views"] = teacher.mean((0, 1))
     if patches:
       wanted = taught(on_patches, z["teacher_patches"])
-      places = _places(batch["hidden"], hidden_count)
-      counts = jnp.take_along_axis(batch["hidden"], places, axis=-1)
+      hidden = z["hidden"] > 0
+      places = _places(hidden, hidden_count)
+      counts = jnp.take_along_axis(hidden, places, axis=-1)
       if center:
         mean["center/patches"] = _sums(wanted, None if patch_center == "all" else counts)
       wanted = _take(wanted, places) if wanted.shape[2] > places.shape[2] else wanted
@@ -214,6 +242,15 @@ def _places(hidden: jax.Array, count: int) -> jax.Array:
   """The hidden places of each view, filled up with others: bool [b v n] -> [b v count]."""
   places = tokens_lib.split_hidden(merged(hidden), count)[1]
   return places.reshape(*hidden.shape[:2], count)
+
+
+def _attended(taught, drawn: jax.Array, encoder, keys: jax.Array, hide: str) -> jax.Array:
+  """As many places as were drawn [b 2 n], but those that the teacher attends to, over all heads."""
+  scores = taught[f"attention_{encoder.depth - 1}"][..., encoder.prefix :].mean(2)
+  fold = jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(b"hint")))
+  keys, reveal = fold(merged(keys[:, :2])), (HINT if hide == "attended_hint" else ())
+  hidden = tokens_lib.hide_attended(merged(scores), merged(drawn).sum(-1), keys, reveal)
+  return jax.lax.stop_gradient(hidden.reshape(drawn.shape))
 
 
 def _take(x: jax.Array, places: jax.Array) -> jax.Array:

@@ -28,6 +28,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> 
   return jnp.swapaxes(jnp.einsum("bhts,bhse->bhte", weights.astype(v.dtype), v), 1, 2)
 
 
+def of_first(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """The weights of the first token alone, which a fused `attend` never writes, in float32:
+  [b n h e] twice, [1 h n n] -> [b h n]."""
+  logits = jnp.einsum("bhe,bshe->bhs", q[:, 0], k, preferred_element_type=jnp.float32)
+  logits *= q.shape[-1] ** -0.5
+  return jax.nn.softmax(logits if bias is None else logits + bias[:, :, 0])
+
+
 def compiled_platform() -> str:
   """The platform of the mesh that is set, which may be another machine's, else this machine's."""
   device = jax.sharding.get_abstract_mesh().abstract_device

@@ -7,7 +7,7 @@ trust ratios and weight export see one layer at a time. A scan stacks them insid
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -113,6 +113,8 @@ class Attention(nn.Module):
       q, k = attention.rotate(q, rotary), attention.rotate(k, rotary)
     if attention_bias is not None:
       attention_bias = attention_bias[None].astype(q.dtype)
+    if self.is_mutable_collection("attention"):  # by whoever wants the weights
+      self.sow("attention", "first", attention.of_first(q, k, attention_bias))
     x = attention.attend(q, k, v, attention_bias).reshape(b, n, d)
     return linear(d, kernel_init=self.kernel, dtype=self.dtype, name="proj")(x)
 
@@ -177,7 +179,7 @@ class Block(nn.Module):
     else:
       x = x + self._branch(1, attention(norm("norm1")(x), attention_bias, rotary), drop)
       y = mlp(norm("norm2")(x))
-    self.sow("taken", "branch", y)  # for whoever makes this collection mutable
+    self.sow("mlp", "branch", y)  # for whoever makes this collection mutable
     x = x + self._branch(2, y, drop)
     return norm("norm2")(x) if self.post else x
 
@@ -233,8 +235,9 @@ def batch_sharded(x: jax.Array, tensor: int | None = None) -> jax.Array:
 
 
 class Transformer(nn.Module):
-  """A stack of blocks: [b n d] -> [b n d], and by name what `layers` and `mlp_layers` ask for:
-  "layer_i", the output of block i, and "mlp_i", that of its MLP before it is added.
+  """A stack of blocks: [b n d] -> [b n d], and by name what `wanted` asks for: {"layer": (i, …)}
+  gives "layer_i", the output of block i, "mlp" that of its MLP before it is added, and "attention"
+  the weights [b h n] with which its first token sees all.
 
   scan: run the stack as one compiled block (short compile; the numbers stay the same).
   remat: "none", "full" (recompute everything in the backward pass) or "dots" (keep matmul results).
@@ -257,9 +260,8 @@ class Transformer(nn.Module):
     x: jax.Array,
     drop: jax.Array | None = None,
     attention_bias: jax.Array | None = None,
-    layers: tuple[int, ...] = (),
-    mlp_layers: tuple[int, ...] = (),
     rotary: tuple[jax.Array, jax.Array] | None = None,
+    wanted: Mapping[str, tuple[int, ...]] = {},
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     block = self.block.clone(parent=None, name=None)
     sample = jax.ShapeDtypeStruct((1, 1, x.shape[-1]), x.dtype)
@@ -268,17 +270,19 @@ class Transformer(nn.Module):
       for i in range(self.depth)
     ]
 
+    sown = [name for name in ("mlp", "attention") if wanted.get(name)]
+
     def one(p, x, d):
       given = {"params": p}, batch_sharded(x), d, attention_bias, rotary
-      if not mlp_layers:
-        return batch_sharded(block.apply(*given)), None
-      x, kept = block.apply(*given, mutable=["taken"])
-      return batch_sharded(x), kept["taken"]["branch"][0]
+      if not sown:
+        return batch_sharded(block.apply(*given)), {}
+      x, kept = block.apply(*given, mutable=sown)
+      return batch_sharded(x), {name: jax.tree.leaves(kept[name])[0] for name in sown}
 
     if REMAT[self.remat] is not None:
       one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=not self.scan)
     run = _scan if self.scan else _loop
-    return run(one, params, x, drop, layers, mlp_layers)
+    return run(one, params, x, drop, {name: places for name, places in wanted.items() if places})
 
   def _init_block(self, block: Block, sample: Any, rng: jax.Array, index: int) -> Any:
     params = block.init(rng, jnp.zeros(sample.shape, sample.dtype))["params"]
@@ -289,22 +293,21 @@ class Transformer(nn.Module):
     return params
 
 
-def _loop(one, params, x, drop, layers, mlp_layers):
+def _loop(one, params, x, drop, wanted):
   taken = {}
   for i, p in enumerate(params):
-    x, y = one(p, x, None if drop is None else drop[i])
-    taken |= {f"layer_{i}": x} if i in layers else {}
-    taken |= {f"mlp_{i}": y} if i in mlp_layers else {}
+    x, kept = one(p, x, None if drop is None else drop[i])
+    kept |= {"layer": x}
+    taken |= {f"{name}_{i}": kept[name] for name, places in wanted.items() if i in places}
   return x, taken
 
 
-def _scan(one, params, x, drop, layers, mlp_layers):
+def _scan(one, params, x, drop, wanted):
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
   def step(x, inputs):
-    x, y = one(inputs[0], x, inputs[1])
-    return x, (x if layers else None, y)
+    x, kept = one(inputs[0], x, inputs[1])
+    return x, kept | ({"layer": x} if "layer" in wanted else {})
 
-  x, (outputs, mlps) = jax.lax.scan(step, x, (stacked, drop))
-  taken = {f"layer_{i}": outputs[i] for i in layers}
-  return x, taken | {f"mlp_{i}": mlps[i] for i in mlp_layers}
+  x, kept = jax.lax.scan(step, x, (stacked, drop))
+  return x, {f"{name}_{i}": kept[name][i] for name, places in wanted.items() for i in places}

@@ -65,6 +65,32 @@ def split_hidden(hidden: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
   return order[:, :kept], order[:, kept:]
 
 
+def hide_attended(
+  scores: jax.Array, count: jax.Array, keys: jax.Array | None = None, reveal: Sequence[float] = ()
+) -> jax.Array:
+  """Hides the places with the highest scores: float [b n], int [b] -> bool [b n].
+
+  With `reveal` (low, high), as a share of all places, some are shown again: a number between these
+  shares, of the first tenth by score, drawn with keys [b].
+  Source: AttMask-High, and -Hint with reveal=(.01, .05), Kakogeorgiou et al. 2022, 2203.12719;
+  scores are the teacher's attention. Ties are hidden in the order of the places.
+  """
+  n = scores.shape[-1]
+  rank = jnp.argsort(jnp.argsort(-scores, axis=-1, stable=True), axis=-1)
+  hidden = rank < count[:, None]
+  if not reveal:
+    return hidden
+
+  def shown(key, rank):
+    share, places = jax.random.split(key)
+    number = (jax.random.uniform(share, minval=reveal[0], maxval=reveal[1]) * n).astype(jnp.int32)
+    drawn = jnp.where(rank < n // 10, jax.random.uniform(places, (n,)), jnp.inf)
+    order = jnp.argsort(jnp.argsort(drawn))
+    return order < jnp.minimum(number, n // 10)
+
+  return hidden & ~jax.vmap(shown)(keys, rank)
+
+
 def take(tokens: jax.Array, places: jax.Array) -> jax.Array:
   """Gathers tokens at places: [b n d], [b k] -> [b k d]. A table [n d] gives its rows likewise."""
   if tokens.ndim == 2:

@@ -44,10 +44,11 @@ def see(
   encoder: Any, params: Any, stats: Any, views: jax.Array, fixed: Any = None, **given: Any
 ) -> tuple[dict[str, jax.Array], Any]:
   """ "pooled" [b v d] and "patches" [b v n d] of views [b v h w c] of one size, seen together, and
-  the running statistics after them. `given` are arrays [b v …], `fixed` is the same for all."""
+  the running statistics after them. `given` are arrays [b v …], `fixed` is the same for all; what
+  it asks for besides ("attention_i") comes along."""
   arrays = {name: merged(x) for name, x in given.items()}
   out, stats = with_statistics(encoder, params, stats, merged(views), **arrays, **(fixed or {}))
-  kept = {name: out[name] for name in ("pooled", "patches")}
+  kept = {k: x for k, x in out.items() if k in ("pooled", "patches") or k.startswith("attention_")}
   return jax.tree.map(lambda a: a.reshape(*views.shape[:2], *a.shape[1:]), kept), stats
 
 

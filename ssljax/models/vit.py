@@ -75,6 +75,7 @@ class ViT(nn.Module):
     keys: jax.Array | None = None,
     layers: tuple[int, ...] = (),
     mlp_layers: tuple[int, ...] = (),
+    attention_layers: tuple[int, ...] = (),
   ) -> dict[str, Any]:
     """Encodes examples [b s1…sr c], already normalised.
 
@@ -84,12 +85,16 @@ class ViT(nn.Module):
       keys: [b] one key per example for drop path; None is evaluation.
       layers: blocks (from 0, negative from the end) whose outputs are returned as well.
       mlp_layers: blocks whose MLP's outputs are returned, before they are added.
+      attention_layers: blocks whose attention weights of the class token are returned.
 
     Returns:
       "tokens" [b m+k d] after the final norm (prefix first), "pooled" [b d], "patches" [b k d],
       "cls" [b d] and "registers" [b r d] where they exist, "layer_i" [b m+k d] for i in `layers`:
-      the residual stream after block i, before the final norm, prefix included; "mlp_i" likewise.
+      the residual stream after block i, before the final norm, prefix included; "mlp_i" likewise;
+      "attention_i" float32 [b heads m+k], each head's weights, which sum to 1.
     """
+    if attention_layers and not self.class_token:
+      raise ValueError("the attention of the class token needs an encoder with class_token=True")
     grid = self.grid(x.shape[1:-1])
     x = layers_lib.batch_sharded(tokens_lib.patchify(x, self.patch))
     if keep is not None:  # before the stem: what is not seen needs no stem either
@@ -102,11 +107,12 @@ class ViT(nn.Module):
       x = layers_lib.layer_norm("pre_norm", self.eps, self.dtype)(x)
     bias, rotary = self._relative_bias(grid, keep), self._rotary(grid, keep)
     drop = layers_lib.drop_path(keys, self.drop_path, self.depth, x.shape[0], self.drop_path_rule)
-    layers, mlp_layers = (tuple(range(self.depth)[i] for i in w) for w in (layers, mlp_layers))
+    asked = {"layer": layers, "mlp": mlp_layers, "attention": attention_layers}
+    wanted = {name: tuple(range(self.depth)[i] for i in which) for name, which in asked.items()}
     norm = layers_lib.layer_norm("norm", self.eps, self.dtype)
     after = self.norm == "post"  # each block ends in a norm, the first has none before it
     x = norm(x) if after else x
-    x, taken = self._stack()(x, drop, bias, layers, mlp_layers, rotary)
+    x, taken = self._stack()(x, drop, bias, rotary, wanted)
     x = x if after else norm(x)
     return self._outputs(x) | taken
 

@@ -23,19 +23,23 @@ def check(encoder, params, x, model, **given):
   template = jax.eval_shape(encoder.init, jax.random.key(0), x)["params"]
   shapes = lambda tree: jax.tree.map(np.shape, tree)  # noqa: E731
   assert shapes(template) == shapes(params)
-  out = encoder.apply({"params": params}, x, layers=(0,), **given.pop("ours", {}))
+  asked = dict(layers=(0,), attention_layers=(0, 1)) | given.pop("ours", {})
+  out = encoder.apply({"params": params}, x, **asked)
+  given |= dict(output_hidden_states=True, output_attentions=True)
   with torch.no_grad():
-    theirs = model(torch.tensor(x.transpose(0, 3, 1, 2)), output_hidden_states=True, **given)
+    theirs = model(torch.tensor(x.transpose(0, 3, 1, 2)), **given)
   close(out["tokens"], theirs.last_hidden_state)
   close(out["cls"], theirs.pooler_output)
   close(out["layer_0"], theirs.hidden_states[1])
+  for i, weights in enumerate(theirs.attentions):
+    close(out[f"attention_{i}"], weights[:, :, 0])
 
 
 @pytest.mark.parametrize("registers", [0, 3])
 def test_dinov2(registers):
   kind = "Dinov2WithRegisters" if registers else "Dinov2"
   extra = {"num_register_tokens": registers} if registers else {}
-  config = getattr(transformers, f"{kind}Config")(**TINY, **extra)
+  config = getattr(transformers, f"{kind}Config")(**TINY, attn_implementation="eager", **extra)
   model = randomise(getattr(transformers, f"{kind}Model")(config))
   state = arrays(model)
   place = state["embeddings.position_embeddings"][0]
