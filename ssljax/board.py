@@ -58,7 +58,6 @@ def _cut_back_file(path: pathlib.Path, step: int) -> None:
 
 
 def _tensorflow() -> Any:
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow says so at every start
   import tensorflow as tf
 

@@ -7,7 +7,6 @@ import os
 @functools.cache
 def load():
   """Import TensorFlow for tf.data: no GPU or TPU memory is taken from jax."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Nothing here computes with oneDNN; left on, TensorFlow says so at every start.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
