@@ -214,7 +214,7 @@ METHODS: dict[str, tuple[dict, dict]] = {
     dict(views=CROP, hidden=dict(name="ssljax.data.multiblock.rolled", ratio=0.65, predict=0.2)),
     clusters=256, predictor_depth=2, teacher_rate=0.01, teacher_warmup=40,
   ) | dict(
-    encoder=dict(class_token=False, registers=2),
+    total_steps=LONG, encoder=dict(class_token=False, registers=2),
     optimizer=dict(groups=dict(clustering=dict(factor=0.5, weight_decay=0.01, decay_vectors=True))),
   )),
   "lejepa": (VIT, family(
