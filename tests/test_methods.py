@@ -24,7 +24,7 @@ SLOW = (
   "barlow_twins", "vicreg", "simsiam", "mocov3", "dino_resnet", "ibot", "pmsn", "swav", "densecl",
   "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip", "dcl", "vibcreg",
   "ssl_ey", "mmcr", "w_mse", "supcon", "tico", "nnclr", "mochi", "terms", "rotation", "diet",
-  "latent_mim", "attmask", "msn", "deepcluster", "dinov2", "byol",
+  "latent_mim", "attmask", "msn", "deepcluster", "dinov2", "byol", "swav_queue", "jigsaw",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
