@@ -18,9 +18,8 @@ DataLoader with as many worker processes as there are cores, uint8 tensors, batc
 
 Contestants take turns, when the buffers of all are full; the table shows medians. A turn begins
 with `--lead` batches that are not timed, more than either can hold ready. Without
-them the pipelines look up to ten times as fast as they are. A turn lasts about a second: for a
-quarter of one after a pause ssljax is 20 % slower, a DataLoader is not, and an epoch has no
-such pauses. CPU time per image (all processes and threads, the lead included) is shown
+them the pipelines look up to ten times as fast as they are. A turn lasts about a second.
+CPU time per image (all processes and threads, the lead included) is shown
 beside it: it does not depend on what else runs.
 
 Memory: resident size of this process at the quarters of one long epoch.
