@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ssljax import collapse, losses
 from ssljax.models.heads import Projector, unit
-from ssljax.models.norms import with_statistics
+from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, see, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
@@ -74,7 +74,7 @@ def deepcluster(
   def embed(params, extra, batch, rng, step):
     """Pooled features {"large": [b u d], "small": [b v d]}."""
     keys = view_keys(example_keys(rng, batch["index"]), batch)
-    stats, u, z = _stats(extra, "encoder"), batch["global"].shape[1], {}
+    stats, u, z = running(extra, "encoder"), batch["global"].shape[1], {}
     for name, leaf, k in (("large", "global", keys[:, :u]), ("small", "local", keys[:, u:])):
       if leaf in batch:
         out, stats = see(encoder, params["encoder"], stats, batch[leaf], keys=k)
@@ -85,7 +85,7 @@ def deepcluster(
   def couple(params, extra, z, batch, rng, step):
     large, index = z["large"].shape[1], batch["index"]
     x = jnp.concatenate([z[name] for name in ("large", "small") if name in z], axis=1)
-    given = params["projector"], _stats(extra, "projector")
+    given = params["projector"], running(extra, "projector")
     projected, stats = with_statistics(head, *given, x, train=True)
     projected, value, signs = unit(projected), 0.0, {}
     for i, name in enumerate(sets):
@@ -121,7 +121,7 @@ def deepcluster(
     return new
 
   def encode(params, extra, batch, layers=()):
-    return evaluated(encoder, params["encoder"], _stats(extra, "encoder"), batch["image"], layers)
+    return evaluated(encoder, params["encoder"], running(extra, "encoder"), batch["image"], layers)
 
   whole = why_whole(encoder, batch_norm)
   loss = coupled(embed, couple)
@@ -153,11 +153,6 @@ def spherical_kmeans(
 
   centroids = jax.lax.fori_loop(0, iterations, one, centroids)
   return centroids, jnp.where(there, nearest(centroids), -1).astype(jnp.int32)
-
-
-def _stats(extra, name) -> Any:
-  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
-  return extra.get("stats", {}).get(name, {})
 
 
 def _check(batch_size, examples, projector, clusters, every, iterations, batch_norm) -> None:

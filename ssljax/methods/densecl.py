@@ -16,6 +16,7 @@ import optax
 
 from ssljax import collapse, losses, schedules
 from ssljax.models.heads import Projector, unit
+from ssljax.models.norms import running
 from ssljax.models.views import evaluated, see, why_whole
 from ssljax.step import Method, example_keys
 
@@ -84,8 +85,8 @@ def densecl(
 
   def loss(params, extra, batch, rng, step):
     keys = jax.vmap(lambda key: jax.random.split(key, 1))(example_keys(rng, batch["index"]))
-    own, stats = seen(params, _stats(extra, "stats"), batch["views"][:, :1], keys=keys)
-    teacher_stats = _stats(extra, "teacher_stats")
+    own, stats = seen(params, running(extra, "encoder"), batch["views"][:, :1], keys=keys)
+    teacher_stats = running(extra, "encoder", "teacher_stats")
     # Of an encoder with batch norm keys are the sign of training; in others they drop paths.
     training = {"keys": keys} if teacher_stats else {}
     taught, teacher_stats = jax.lax.stop_gradient(
@@ -115,15 +116,10 @@ def densecl(
     return new
 
   def encode(params, extra, batch, layers=()):
-    return evaluated(encoder, params["encoder"], _stats(extra, "stats"), batch["image"], layers)
+    return evaluated(encoder, params["encoder"], running(extra, "encoder"), batch["image"], layers)
 
   made = Method(init, loss, update, encode, None, ("views", "index"))
   return made._replace(whole=why_whole(encoder, batch_norm), chance=math.log(queue + 1))
-
-
-def _stats(extra, name) -> Any:
-  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
-  return extra.get(name, {}).get("encoder", {})
 
 
 def _check(batch_size, projector, dense_projector, dense_weight, queue, batch_norm) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssljax import collapse, losses
+from ssljax import checks, collapse, losses
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import Projector
 from ssljax.models.views import evaluated
@@ -179,9 +179,7 @@ def _pairs(
 
 
 def _check(encoder: Any, batch_size: int, given: dict[str, str], scale: float) -> None:
-  for argument, value in given.items():
-    if value not in CHOICES[argument]:
-      raise ValueError(f"method.{argument} {value!r} is none of {', '.join(CHOICES[argument])}")
+  checks.choices(given, CHOICES)
   if getattr(encoder, "batch_norm", False):
     raise ValueError("image and text need an encoder without batch norm: a ViT or a ConvNeXt")
   if batch_size < 2:

@@ -7,14 +7,13 @@ the same for all views and all devices. Features of all views pass the projector
 
 import itertools
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ssljax import collapse, losses
+from ssljax import checks, collapse, losses
 from ssljax.models.heads import Projector
-from ssljax.models.norms import with_statistics
+from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, why_whole
 from ssljax.step import Method, coupled, example_keys
 
@@ -65,7 +64,7 @@ def lejepa(
 
   def embed(params, extra, batch, rng, step):
     """Pooled features of the views, {leaf: [b v d]}."""
-    stats, z = _stats(extra, "encoder"), {}
+    stats, z = running(extra, "encoder"), {}
     counts = [batch[leaf].shape[1] for leaf in views]
     keys = jax.vmap(lambda key: jax.random.split(key, sum(counts)))
     keys = keys(example_keys(rng, batch["index"]))
@@ -78,7 +77,7 @@ def lejepa(
     return z, jax.lax.stop_gradient(kept)
 
   def couple(params, extra, z, batch, rng, step):
-    own = params["projector"], _stats(extra, "projector")
+    own = params["projector"], running(extra, "projector")
     pooled = jnp.concatenate([z[leaf] for leaf in views], axis=1)
     projected, stats = with_statistics(head, *own, pooled, train=True)
     first = z[views[0]].shape[1] if center == "first" else None
@@ -91,7 +90,7 @@ def lejepa(
     return {"stats": {name: stats["mean"][f"stats/{name}"] for name in extra["stats"]}}
 
   def encode(params, extra, batch, layers=()):
-    stats = _stats(extra, "encoder")
+    stats = running(extra, "encoder")
     return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
 
   whole = why_whole(encoder, batch_norm)
@@ -99,15 +98,7 @@ def lejepa(
   return Method(init, coupled(embed, couple), update, encode, None, needs, embed, couple, whole)
 
 
-def _stats(extra, name: str) -> Any:
-  """Running statistics of a part: {} where it has none, which a checkpoint does not keep."""
-  return extra.get("stats", {}).get(name, {})
-
-
 def _check(given: dict[str, str], batch_size: int) -> None:
-  for argument, value in given.items():
-    if value not in CHOICES[argument]:
-      names = ", ".join(CHOICES[argument])
-      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+  checks.choices(given, CHOICES)
   if batch_size < 2:
     raise ValueError("batch_size 1: the spread of a batch needs two examples or more")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ssljax import collapse, losses, schedules, targets
+from ssljax import checks, collapse, losses, schedules, targets
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.decoders import LinearHead, TransformerDecoder
 from ssljax.models.layers import TOKENS
@@ -172,9 +172,6 @@ def _target(encoder, target, layers, extra, x):
 
 
 def _check(given: dict[str, str]) -> None:
-  for argument, value in given.items():
-    if value not in CHOICES[argument]:
-      names = ", ".join(CHOICES[argument])
-      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+  checks.choices(given, CHOICES)
   if (given["layout"] == "drop") != (given["head"] == "decoder"):
     raise ValueError('layout "drop" needs head "decoder", and layout "replace" head "linear"')

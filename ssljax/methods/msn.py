@@ -17,7 +17,7 @@ import optax
 from ssljax import collapse, losses, schedules
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import Projector, Prototypes, unit
-from ssljax.models.norms import with_statistics
+from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, see, view_keys
 from ssljax.step import Method, coupled, example_keys
 
@@ -99,12 +99,12 @@ def msn(
     return z, {"rows": {"pooled": jax.lax.stop_gradient(z["large"][:, 0])}}
 
   def couple(params, extra, z, batch, rng, step):
-    stats, anchors = extra.get("stats", {}).get("head", {}), []
+    stats, anchors = running(extra, "head"), []
     for size in ("large", "small"):
       if size in z:
         out, stats = with_statistics(projector, params["head"], stats, z[size], train=True)
         anchors += jnp.unstack(out, axis=1)
-    own = extra["teacher"]["head"], extra.get("teacher_stats", {}).get("head", {})
+    own = extra["teacher"]["head"], running(extra, "head", "teacher_stats")
     target, teacher_stats = with_statistics(projector, *own, z["teacher"], train=True)
     target = jax.lax.stop_gradient(target[:, 0])
     kernel = params["prototypes"]["kernel"]

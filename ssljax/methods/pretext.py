@@ -18,7 +18,7 @@ import numpy as np
 
 from ssljax import collapse, losses
 from ssljax.models.heads import Projector
-from ssljax.models.norms import with_statistics
+from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, merged, see, why_whole
 from ssljax.step import Method, coupled, example_keys
 
@@ -158,7 +158,7 @@ def _method(encoder, question: Question, heads: dict[str, Any], batch_norm: str)
     own, further = _keys(rng, batch)
     shown = question.show(batch["image"], own)
     keys = jax.vmap(lambda key: jax.random.split(key, shown.shape[1]))(further)
-    given = params["encoder"], _stats(extra, "encoder"), shown
+    given = params["encoder"], running(extra, "encoder"), shown
     out, stats = see(encoder, *given, keys=keys)
     z = out["pooled"]
     # Of the pictures that tell the first answer: for a probe.
@@ -166,7 +166,7 @@ def _method(encoder, question: Question, heads: dict[str, Any], batch_norm: str)
     return z, jax.lax.stop_gradient({"mean": {"encoder": stats}, "rows": {"pooled": pooled}})
 
   def couple(params, extra, z, batch, rng, step):
-    given = params["projector"], _stats(extra, "projector"), z
+    given = params["projector"], running(extra, "projector"), z
     projected, stats = with_statistics(projector, *given, train=True)
     projected = jax.nn.relu(projected) if projector.sizes else projected
     together = projected.reshape(len(z) * asked, -1)
@@ -181,7 +181,7 @@ def _method(encoder, question: Question, heads: dict[str, Any], batch_norm: str)
     return {"stats": {k: stats["mean"][k] for k in extra["stats"]}} if extra else extra
 
   def encode(params, extra, batch, layers=()):
-    stats = _stats(extra, "encoder")
+    stats = running(extra, "encoder")
     return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
 
   whole, chance = why_whole(encoder, batch_norm), math.log(question.choices)
@@ -272,8 +272,3 @@ def _keys(rng: jax.Array, batch) -> tuple[jax.Array, jax.Array]:
   """Keys of the question and of the encoder, one an example: [b], [b]."""
   keys = jax.vmap(jax.random.split)(example_keys(rng, batch["index"]))
   return keys[:, 0], keys[:, 1]
-
-
-def _stats(extra, name: str) -> Any:
-  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
-  return extra.get("stats", {}).get(name, {})

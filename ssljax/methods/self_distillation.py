@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax import collapse, losses, schedules
+from ssljax import checks, collapse, losses, schedules
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import DINOHead
-from ssljax.models.norms import with_statistics
+from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, merged, see, see_all, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
@@ -93,15 +93,8 @@ def self_distillation(
   guided = hide != "drawn"
   patches, couples = bool(patch_weight), bool(koleo_weight) or balance != "center"
   couples |= head_norm != "none"
-  _check(
-    dict(
-      balance=balance,
-      patch_head=patch_head,
-      patch_center=patch_center,
-      batch_norm=batch_norm,
-      hide=hide,
-    )
-  )
+  given = dict(balance=balance, patch_head=patch_head, patch_center=patch_center)
+  checks.choices(given | dict(batch_norm=batch_norm, hide=hide), CHOICES)
   counts = prototypes, patch_prototypes, patch_head
   _check_parts(encoder, batch_size, hidden_count, counts, patches, couples)
   if guided and not (patches and encoder.class_token):
@@ -147,7 +140,7 @@ def self_distillation(
     """Features of the views, {"student": [b v d], "teacher": [b 2 d]}; with patches which are
     "hidden" [b 2 n], "patches" [b 2 m d] there, and "teacher_patches" at these or all places."""
     keys = view_keys(example_keys(rng, batch["index"]), batch)
-    teacher_stats = _stats(extra, "teacher_stats", "encoder")
+    teacher_stats = running(extra, "encoder", "teacher_stats")
     # Of an encoder with batch norm keys are the sign of training; in others they drop paths.
     training = {"keys": keys[:, :2]} if teacher_stats else {}
     teacher = extra["teacher"]["encoder"], teacher_stats, batch["global"]
@@ -159,7 +152,7 @@ def self_distillation(
         _attended(taught, batch["hidden"], encoder, keys, hide) if guided else batch["hidden"]
       )
       given, token = {"hidden": hidden}, {"mask_token": params["mask_token"]}
-    own = params["encoder"], _stats(extra, "stats", "encoder"), batch, keys
+    own = params["encoder"], running(extra, "encoder"), batch, keys
     pooled, out, stats = see_all(encoder, *own, token, **given)
     z = {"student": pooled, "teacher": taught["pooled"]}
     if patches:
@@ -175,7 +168,7 @@ def self_distillation(
     mean: dict[str, Any] = {}
 
     def scores(name, x, place="stats", weights=params):
-      given = weights[name], _stats(extra, place, name)
+      given = weights[name], running(extra, name, place)
       out, mean[f"{place}/{name}"] = with_statistics(heads[name], *given, x, train=True)
       return out
 
@@ -223,7 +216,7 @@ def self_distillation(
     return new
 
   def encode(params, extra, batch, layers=()):
-    stats = _stats(extra, "stats", "encoder")
+    stats = running(extra, "encoder")
     return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
 
   whole = why_whole(encoder, batch_norm)
@@ -231,11 +224,6 @@ def self_distillation(
   made = Method(init, coupled(embed, couple), update, encode, None, needs, whole=whole)
   # With centres alone every example has a loss of its own: plain microbatches hold fewer scores.
   return made._replace(embed=embed, couple=couple) if couples else made
-
-
-def _stats(extra, place, name) -> Any:
-  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
-  return extra.get(place, {}).get(name, {})
 
 
 def _places(hidden: jax.Array, count: int) -> jax.Array:
@@ -277,13 +265,6 @@ def _assigned(teacher, center, temperature) -> jax.Array:
   if center is None:
     return losses.sinkhorn_knopp(teacher, temperature)
   return jax.nn.softmax((teacher - center) / temperature)
-
-
-def _check(given: dict[str, str]) -> None:
-  for argument, value in given.items():
-    if value not in CHOICES[argument]:
-      names = ", ".join(CHOICES[argument])
-      raise ValueError(f"method.{argument} {value!r} is none of {names}")
 
 
 def _check_parts(encoder, batch_size, hidden_count, counts, patches, couples):

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssljax import collapse, losses
+from ssljax import checks, collapse, losses
 from ssljax.models.heads import Projector, Prototypes, unit
-from ssljax.models.norms import with_statistics
+from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, see_all, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
@@ -53,8 +53,8 @@ def swav(
     ValueError: an unknown name, a batch of one, fewer than two prototypes, a queue smaller than a
       batch.
   """
-  _check(dict(prototypes_unit=prototypes_unit, batch_norm=batch_norm))
-  _check_parts(batch_size, projector, prototypes, queue)
+  checks.choices(dict(prototypes_unit=prototypes_unit, batch_norm=batch_norm), CHOICES)
+  _check(batch_size, projector, prototypes, queue)
   heads = {
     "projector": Projector(projector, projector_norm, dtype=encoder.dtype),
     "prototypes": Prototypes(prototypes, prototypes_unit, dtype=encoder.dtype),
@@ -78,7 +78,7 @@ def swav(
   def embed(params, extra, batch, rng, step):
     """Pooled features of global and local views: {"large": [b u d], "small": [b v d]}."""
     keys = view_keys(example_keys(rng, batch["index"]), batch)
-    own = params["encoder"], _stats(extra, "encoder")
+    own = params["encoder"], running(extra, "encoder")
     pooled, _, stats = see_all(encoder, *own, batch, keys)
     kept = {"mean": {"encoder": stats}, "rows": {"pooled": pooled[:, 0]}}
     large = batch["global"].shape[1]
@@ -86,7 +86,7 @@ def swav(
     return z, jax.lax.stop_gradient(kept)
 
   def couple(params, extra, z, batch, rng, step):
-    given = params["projector"], _stats(extra, "projector")
+    given = params["projector"], running(extra, "projector")
     pooled, large = jnp.concatenate([z["large"], z["small"]], axis=1), z["large"].shape[1]
     projected, stats = with_statistics(heads["projector"], *given, pooled, train=True)
     projected = unit(projected)
@@ -117,7 +117,7 @@ def swav(
     return new
 
   def encode(params, extra, batch, layers=()):
-    return evaluated(encoder, params["encoder"], _stats(extra, "encoder"), batch["image"], layers)
+    return evaluated(encoder, params["encoder"], running(extra, "encoder"), batch["image"], layers)
 
   whole = why_whole(encoder, batch_norm)
   loss = coupled(embed, couple)
@@ -141,19 +141,7 @@ def _codes(scores, remembered, eps, iterations) -> jax.Array:
   return both[len(earlier) :]
 
 
-def _stats(extra, name) -> Any:
-  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
-  return extra.get("stats", {}).get(name, {})
-
-
-def _check(given: dict[str, str]) -> None:
-  for argument, value in given.items():
-    if value not in CHOICES[argument]:
-      names = ", ".join(CHOICES[argument])
-      raise ValueError(f"method.{argument} {value!r} is none of {names}")
-
-
-def _check_parts(batch_size: int, projector: tuple, prototypes: int, queue: int) -> None:
+def _check(batch_size: int, projector: tuple, prototypes: int, queue: int) -> None:
   if batch_size < 2:
     raise ValueError("batch_size 1: assignments are balanced between two examples or more")
   if not projector:

@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax import called, collapse, losses, schedules
+from ssljax import called, checks, collapse, losses, schedules
 from ssljax.models.heads import Projector, unit
+from ssljax.models.norms import running
 from ssljax.models.views import evaluated, run_views, why_whole
 from ssljax.step import Method, coupled, example_keys
 
@@ -139,7 +140,8 @@ def two_view(
   Raises:
     ValueError: an unknown name, or parts that do not go together.
   """
-  _check(dict(target=target, norm_views=norm_views, batch_norm=batch_norm, queued=queued))
+  given = dict(target=target, norm_views=norm_views, batch_norm=batch_norm, queued=queued)
+  checks.choices(given, CHOICES)
   directions = ((0, 1), (1, 0)) if symmetric and target != "online" else ((0, 1),)
   entering = 1 if queued == "first" or not symmetric and target == "teacher" else 2
   _check_parts(batch_size, target, predictor, queue, entering)
@@ -279,8 +281,7 @@ def _update(parts: Parts, params, extra, stats, step):
 
 
 def _encode(parts: Parts, params, extra, batch, layers=()):
-  # A checkpoint keeps no empty parts: an encoder without batch norm has no statistics there.
-  stats = extra.get("stats", {}).get("encoder", {})
+  stats = running(extra, "encoder")
   return evaluated(parts.encoder, params["encoder"], stats, batch["image"], layers)
 
 
@@ -299,13 +300,6 @@ def _groups(groups: int, projector: tuple[int, ...], last: str) -> int:
     width = projector[-1] if projector else "nothing"
     raise ValueError(f"method.whiten_groups {groups} must divide the projector's width, {width}")
   return groups
-
-
-def _check(given: dict[str, str]) -> None:
-  for argument, value in given.items():
-    if value not in CHOICES[argument]:
-      names = ", ".join(CHOICES[argument])
-      raise ValueError(f"method.{argument} {value!r} is none of {names}")
 
 
 def _check_parts(batch_size: int, target: str, predictor: tuple, queue: int, entering: int):

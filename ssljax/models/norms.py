@@ -69,6 +69,12 @@ def moments(x: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
   return near + mean, jnp.maximum(jnp.square(offset).mean(axes) - jnp.square(mean), 0.0)
 
 
+def running(extra: Any, name: str, place: str = "stats") -> Any:
+  """Running statistics of a part of a method, of what its `extra` keeps at a place; {} where it has
+  none: a checkpoint keeps no empty parts."""
+  return extra.get(place, {}).get(name, {})
+
+
 def with_statistics(
   module: nn.Module, params: Any, stats: Any, *args: Any, **given: Any
 ) -> tuple[Any, Any]:

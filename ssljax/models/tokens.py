@@ -55,14 +55,14 @@ def unpatchify(tokens: jax.Array, grid: Sequence[int], patch: Sequence[int]) -> 
 
 
 def split_hidden(hidden: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """Places that stay and places that are hidden: bool [b n] -> int32 [b n-count], [b count].
+  """Places that stay and places that are hidden: bool [… n] -> int32 [… n-count], [… count].
 
   Both are sorted. `count` is static and must be the number of hidden places of every example: the
   samplers of `data/masking.py` see to that.
   """
   order = jnp.argsort(hidden, axis=-1, stable=True).astype(jnp.int32)
   kept = hidden.shape[-1] - count
-  return order[:, :kept], order[:, kept:]
+  return order[..., :kept], order[..., kept:]
 
 
 def hide_attended(
@@ -92,10 +92,10 @@ def hide_attended(
 
 
 def take(tokens: jax.Array, places: jax.Array) -> jax.Array:
-  """Gathers tokens at places: [b n d], [b k] -> [b k d]. A table [n d] gives its rows likewise."""
+  """Gathers tokens at places: [… n d], [… k] -> [… k d]. A table [n d] gives its rows likewise."""
   if tokens.ndim == 2:
     return tokens[places]
-  return jnp.take_along_axis(tokens, places[..., None], axis=1)
+  return jnp.take_along_axis(tokens, places[..., None], axis=-2)
 
 
 def fill(tokens: jax.Array, hidden: jax.Array, keep: jax.Array, vector: jax.Array) -> jax.Array:
