@@ -10,8 +10,9 @@ AttMask (Kakogeorgiou et al. 2022, 2203.12719): iBOT with `hide` "attended" (its
 "attended_hint" (its Hint).
 """
 
-import zlib
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from ssljax import checks, collapse, losses, schedules
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import DINOHead
 from ssljax.models.norms import running, with_statistics
-from ssljax.models.views import evaluated, merged, see, see_all, view_keys, why_whole
+from ssljax.models.views import attended, evaluated, merged, see, see_all, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {
@@ -33,6 +34,26 @@ CHOICES = {
 }
 # AttMask-Hint shows .1 · r of all places again, r uniform in .1 … .5.
 HINT = (0.01, 0.05)
+
+
+class Parts(NamedTuple):
+  """What the functions of the method share. `on_patches` is the head of patches, "" where they have
+  no loss; `koleo_weight` is None where it is 0; `heat` is a temperature."""
+
+  encoder: Any
+  heads: dict[str, DINOHead]
+  on_patches: str
+  hidden_count: int
+  hide: str
+  balance: str
+  patch_center: str
+  center_momentum: float
+  momentum: Callable
+  heat: float
+  teacher_heat: Callable
+  patch_heat: Callable
+  patch_weight: Callable
+  koleo_weight: Callable | None
 
 
 def self_distillation(
@@ -90,135 +111,27 @@ def self_distillation(
   Raises:
     ValueError: an unknown name, or parts that do not go together.
   """
-  guided = hide != "drawn"
-  patches, couples = bool(patch_weight), bool(koleo_weight) or balance != "center"
-  couples |= head_norm != "none"
   given = dict(balance=balance, patch_head=patch_head, patch_center=patch_center)
   checks.choices(given | dict(batch_norm=batch_norm, hide=hide), CHOICES)
+  patches, couples = bool(patch_weight), bool(koleo_weight) or balance != "center"
+  couples |= head_norm != "none"
   counts = prototypes, patch_prototypes, patch_head
-  _check_parts(encoder, batch_size, hidden_count, counts, patches, couples)
-  if guided and not (patches and encoder.class_token):
-    raise ValueError(
-      f'method.hide "{hide}" needs method.patch_weight and an encoder with class_token=True'
-    )
-  moved, temperature = schedules.moving(momentum), schedules.moving(teacher_temperature)
-  patch_heat = schedules.moving(patch_temperature) if patch_temperature else temperature
-  weight, koleo = schedules.moving(patch_weight), schedules.moving(koleo_weight)
+  _check(encoder, batch_size, hidden_count, counts, patches, couples, hide)
   apart = patches and patch_head == "separate"
   outs = {"head": prototypes} | ({"patch_head": patch_prototypes or prototypes} if apart else {})
   sizes = head_hidden, head_bottleneck, head_layers, head_norm
   rest: dict[str, Any] = dict(gain=head_gain, start=head_start, dtype=encoder.dtype)
   heads = {name: DINOHead(out, *sizes, **rest) for name, out in outs.items()}
-  on_patches = "patch_head" if apart else "head"
-
-  def init(rng, batch):
-    if patches and batch["hidden"].ndim != 3:
-      raise ValueError(
-        "the places of both global views are hidden apart: use"
-        " data.hidden=dict(name='ssljax.data.masking.view_blocks')"
-      )
-    x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
-    rngs = jax.random.split(rng, 3)
-    made = {"encoder": encoder.init(rngs[0], x)}
-    z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
-    for key, (name, head) in zip(rngs[1:], heads.items()):
-      made[name] = head.init(key, z)
-    params = {name: variables["params"] for name, variables in made.items()}
-    stats = {name: variables.get("batch_stats", {}) for name, variables in made.items()}
-    extra = {"teacher": dict(params)}
-    if any(stats.values()):
-      extra |= {"stats": stats, "teacher_stats": stats}
-    if balance == "center":
-      extra["center"] = {"views": jnp.zeros(prototypes)}
-      if patches:
-        extra["center"]["patches"] = jnp.zeros(outs[on_patches])
-    if patches:
-      params["mask_token"] = jnp.zeros(encoder.width)
-    return params, jax.tree.map(jnp.copy, extra)
-
-  def embed(params, extra, batch, rng, step):
-    """Features of the views, {"student": [b v d], "teacher": [b 2 d]}; with patches which are
-    "hidden" [b 2 n], "patches" [b 2 m d] there, and "teacher_patches" at these or all places."""
-    keys = view_keys(example_keys(rng, batch["index"]), batch)
-    teacher_stats = running(extra, "encoder", "teacher_stats")
-    # Of an encoder with batch norm keys are the sign of training; in others they drop paths.
-    training = {"keys": keys[:, :2]} if teacher_stats else {}
-    teacher = extra["teacher"]["encoder"], teacher_stats, batch["global"]
-    asked = {"attention_layers": (-1,)} if guided else None
-    taught, teacher_stats = see(encoder, *teacher, asked, **training)
-    given, token = {}, {}
-    if patches:
-      hidden = (
-        _attended(taught, batch["hidden"], encoder, keys, hide) if guided else batch["hidden"]
-      )
-      given, token = {"hidden": hidden}, {"mask_token": params["mask_token"]}
-    own = params["encoder"], running(extra, "encoder"), batch, keys
-    pooled, out, stats = see_all(encoder, *own, token, **given)
-    z = {"student": pooled, "teacher": taught["pooled"]}
-    if patches:
-      places = _places(hidden, hidden_count)
-      z["patches"] = _take(out["patches"], places)
-      z["hidden"] = hidden.astype(jnp.float32)  # z is differentiated, and may hold no bool
-      whole = balance == "center" and patch_center == "all"
-      z["teacher_patches"] = taught["patches"] if whole else _take(taught["patches"], places)
-    mean = {"stats/encoder": stats, "teacher_stats/encoder": teacher_stats}
-    return z, jax.lax.stop_gradient({"mean": mean, "rows": {"pooled": pooled[:, 0]}})
-
-  def couple(params, extra, z, batch, rng, step):
-    mean: dict[str, Any] = {}
-
-    def scores(name, x, place="stats", weights=params):
-      given = weights[name], running(extra, name, place)
-      out, mean[f"{place}/{name}"] = with_statistics(heads[name], *given, x, train=True)
-      return out
-
-    def taught(name, x):
-      return jax.lax.stop_gradient(scores(name, x, "teacher_stats", extra["teacher"]))
-
-    center, heat = extra.get("center", {}), temperature(step)
-    student, teacher = scores("head", z["student"]), taught("head", z["teacher"])
-    lists = (jnp.unstack(x, axis=1) for x in (student, teacher))
-    value = losses.dino_loss(*lists, center.get("views"), student_temperature, heat).mean()
-    metrics = {"dino": value}
-    if center:
-      mean["center/views"] = teacher.mean((0, 1))
-    if patches:
-      wanted = taught(on_patches, z["teacher_patches"])
-      hidden = z["hidden"] > 0
-      places = _places(hidden, hidden_count)
-      counts = jnp.take_along_axis(hidden, places, axis=-1)
-      if center:
-        mean["center/patches"] = _sums(wanted, None if patch_center == "all" else counts)
-      wanted = _take(wanted, places) if wanted.shape[2] > places.shape[2] else wanted
-      pairs = (merged(x) for x in (scores(on_patches, z["patches"]), wanted))
-      args = center.get("patches"), student_temperature, patch_heat(step), merged(counts)
-      metrics["ibot"] = losses.ibot_loss(*pairs, *args).mean()
-      value = value + weight(step) * metrics["ibot"]
-    if koleo_weight:
-      spread = [losses.koleo(x).mean() for x in jnp.unstack(z["student"][:, :2], axis=1)]
-      metrics["koleo"] = sum(spread)
-      value = value + koleo(step) * metrics["koleo"]
-    used = _assigned(teacher, center.get("views"), heat)
-    metrics |= collapse.features(z["student"][:, :2]) | collapse.assignments(used)
-    return value, ({"mean": jax.lax.stop_gradient(mean)}, metrics)
-
-  def update(params, extra, stats, step):
-    mean, new = stats["mean"], dict(extra)
-    for place in {"stats", "teacher_stats"} & set(extra):
-      new[place] = {k: mean[f"{place}/{k}"] for k in extra[place]}
-    online = {name: params[name] for name in extra["teacher"]}
-    new["teacher"] = optax.incremental_update(online, extra["teacher"], 1.0 - moved(step))
-    if "center" in extra:
-      new["center"] = {"views": _moved(extra, "views", mean["center/views"], 1.0, center_momentum)}
-      if patches:
-        there = *mean["center/patches"], center_momentum
-        new["center"]["patches"] = _moved(extra, "patches", *there)
-    return new
-
-  def encode(params, extra, batch, layers=()):
-    stats = running(extra, "encoder")
-    return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
-
+  moving = schedules.moving
+  parts = Parts(
+    encoder, heads, [*heads][-1] if patches else "", hidden_count, hide, balance, patch_center,
+    center_momentum, moving(momentum), student_temperature, moving(teacher_temperature),
+    moving(patch_temperature or teacher_temperature), moving(patch_weight),
+    moving(koleo_weight) if koleo_weight else None,
+  )  # fmt: skip
+  init, embed, couple, update, encode = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
+  )
   whole = why_whole(encoder, batch_norm)
   needs = ("global", "index", *(("hidden",) if patches else ()))
   made = Method(init, coupled(embed, couple), update, encode, None, needs, whole=whole)
@@ -226,23 +139,136 @@ def self_distillation(
   return made._replace(embed=embed, couple=couple) if couples else made
 
 
-def _places(hidden: jax.Array, count: int) -> jax.Array:
-  """The hidden places of each view, filled up with others: bool [b v n] -> [b v count]."""
-  places = tokens_lib.split_hidden(merged(hidden), count)[1]
-  return places.reshape(*hidden.shape[:2], count)
+def _init(parts: Parts, rng, batch):
+  encoder, patches = parts.encoder, parts.on_patches
+  if patches and batch["hidden"].ndim != 3:
+    raise ValueError(
+      "the places of both global views are hidden apart: use"
+      " data.hidden=dict(name='ssljax.data.masking.view_blocks')"
+    )
+  x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
+  rngs = jax.random.split(rng, 3)
+  made = {"encoder": encoder.init(rngs[0], x)}
+  z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
+  for key, (name, head) in zip(rngs[1:], parts.heads.items()):
+    made[name] = head.init(key, z)
+  params = {name: variables["params"] for name, variables in made.items()}
+  stats = {name: variables.get("batch_stats", {}) for name, variables in made.items()}
+  extra = {"teacher": dict(params)}
+  if any(stats.values()):
+    extra |= {"stats": stats, "teacher_stats": stats}
+  if parts.balance == "center":
+    extra["center"] = {"views": jnp.zeros(parts.heads["head"].out)}
+    if patches:
+      extra["center"]["patches"] = jnp.zeros(parts.heads[patches].out)
+  if patches:
+    params["mask_token"] = jnp.zeros(encoder.width)
+  return params, jax.tree.map(jnp.copy, extra)
 
 
-def _attended(taught, drawn: jax.Array, encoder, keys: jax.Array, hide: str) -> jax.Array:
-  """As many places as were drawn [b 2 n], but those that the teacher attends to, over all heads."""
-  scores = taught[f"attention_{encoder.depth - 1}"][..., encoder.prefix :].mean(2)
-  fold = jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(b"hint")))
-  keys, reveal = fold(merged(keys[:, :2])), (HINT if hide == "attended_hint" else ())
-  hidden = tokens_lib.hide_attended(merged(scores), merged(drawn).sum(-1), keys, reveal)
-  return jax.lax.stop_gradient(hidden.reshape(drawn.shape))
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """Features of the views, {"student": [b v d], "teacher": [b 2 d]}; with patches which are
+  "hidden" [b 2 n], "patches" [b 2 m d] there, and "teacher_patches" at these or all places."""
+  keys = view_keys(example_keys(rng, batch["index"]), batch)
+  teacher_stats = running(extra, "encoder", "teacher_stats")
+  # Of an encoder with batch norm keys are the sign of training; in others they drop paths.
+  training = {"keys": keys[:, :2]} if teacher_stats else {}
+  teacher = extra["teacher"]["encoder"], teacher_stats, batch["global"]
+  asked = {"attention_layers": (-1,)} if parts.hide != "drawn" else None
+  taught, teacher_stats = see(parts.encoder, *teacher, asked, **training)
+  given, token = {}, {}
+  if parts.on_patches:
+    hidden = batch["hidden"]
+    if parts.hide != "drawn":
+      reveal = HINT if parts.hide == "attended_hint" else ()
+      hidden = attended(parts.encoder, taught, hidden, keys[:, :2], reveal)
+    given, token = {"hidden": hidden}, {"mask_token": params["mask_token"]}
+  own = params["encoder"], running(extra, "encoder"), batch, keys
+  pooled, out, stats = see_all(parts.encoder, *own, token, **given)
+  z = {"student": pooled, "teacher": taught["pooled"]}
+  if parts.on_patches:
+    places = tokens_lib.split_hidden(hidden, parts.hidden_count)[1]
+    z["patches"] = tokens_lib.take(out["patches"], places)
+    z["hidden"] = hidden.astype(jnp.float32)  # z is differentiated, and may hold no bool
+    whole = parts.balance == "center" and parts.patch_center == "all"
+    wanted = taught["patches"]
+    z["teacher_patches"] = wanted if whole else tokens_lib.take(wanted, places)
+  mean = {"stats/encoder": stats, "teacher_stats/encoder": teacher_stats}
+  return z, jax.lax.stop_gradient({"mean": mean, "rows": {"pooled": pooled[:, 0]}})
 
 
-def _take(x: jax.Array, places: jax.Array) -> jax.Array:
-  return jnp.take_along_axis(x, places[..., None], axis=2)
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  """The loss of what `_embed` made: of views, of patches and of the views' spread."""
+  value, signs, mean = _of_views(parts, params, extra, z, step)
+  metrics = {"dino": value}
+  if parts.on_patches:
+    metrics["ibot"], more = _of_patches(parts, params, extra, z, step)
+    mean |= more
+    value = value + parts.patch_weight(step) * metrics["ibot"]
+  if parts.koleo_weight:
+    spread = [losses.koleo(x).mean() for x in jnp.unstack(z["student"][:, :2], axis=1)]
+    metrics["koleo"] = sum(spread)
+    value = value + parts.koleo_weight(step) * metrics["koleo"]
+  metrics |= collapse.features(z["student"][:, :2]) | signs
+  return value, ({"mean": jax.lax.stop_gradient(mean)}, metrics)
+
+
+def _of_views(parts: Parts, params, extra, z, step):
+  """The loss of "student" [b v d] against "teacher" [b 2 d], the signs of collapse in what the
+  teacher assigns, and means for `update`."""
+  center, heat = extra.get("center", {}).get("views"), parts.teacher_heat(step)
+  student, teacher, mean = _scores(parts, params, extra, "head", z["student"], z["teacher"])
+  lists = jnp.unstack(student, axis=1), jnp.unstack(teacher, axis=1)
+  value = losses.dino_loss(*lists, center, parts.heat, heat).mean()
+  if center is not None:
+    mean["center/views"] = teacher.mean((0, 1))
+  return value, collapse.assignments(_assigned(teacher, center, heat)), mean
+
+
+def _of_patches(parts: Parts, params, extra, z, step):
+  """The loss of "patches" [b 2 m d] against "teacher_patches" [b 2 m d] or, where the centre is of
+  all places, [b 2 n d], at the "hidden" ones [b 2 n], and means for `update`."""
+  name, center = parts.on_patches, extra.get("center", {}).get("patches")
+  given = z["patches"], z["teacher_patches"]
+  student, wanted, mean = _scores(parts, params, extra, name, *given)
+  hidden = z["hidden"] > 0
+  places = tokens_lib.split_hidden(hidden, parts.hidden_count)[1]
+  counts = jnp.take_along_axis(hidden, places, axis=-1)
+  if center is not None:
+    mean["center/patches"] = _sums(wanted, None if parts.patch_center == "all" else counts)
+  wanted = tokens_lib.take(wanted, places) if wanted.shape[2] > places.shape[2] else wanted
+  args = center, parts.heat, parts.patch_heat(step), merged(counts)
+  return losses.ibot_loss(merged(student), merged(wanted), *args).mean(), mean
+
+
+def _scores(parts: Parts, params, extra, name, own, taught):
+  """What a head says of features [… d], the student's and the teacher's: [… k], [… k], and the
+  running statistics of both after it."""
+  student = params[name], running(extra, name), own
+  teacher = extra["teacher"][name], running(extra, name, "teacher_stats"), taught
+  scores, stats = with_statistics(parts.heads[name], *student, train=True)
+  wanted, teacher_stats = with_statistics(parts.heads[name], *teacher, train=True)
+  mean = {f"stats/{name}": stats, f"teacher_stats/{name}": teacher_stats}
+  return scores, jax.lax.stop_gradient(wanted), mean
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  mean, new = stats["mean"], dict(extra)
+  for place in {"stats", "teacher_stats"} & set(extra):
+    new[place] = {k: mean[f"{place}/{k}"] for k in extra[place]}
+  online = {name: params[name] for name in extra["teacher"]}
+  new["teacher"] = optax.incremental_update(online, extra["teacher"], 1.0 - parts.momentum(step))
+  if "center" in extra:
+    momentum = parts.center_momentum
+    new["center"] = {"views": _moved(extra, "views", momentum, mean["center/views"])}
+    if parts.on_patches:
+      new["center"]["patches"] = _moved(extra, "patches", momentum, *mean["center/patches"])
+  return new
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  stats = running(extra, "encoder")
+  return evaluated(parts.encoder, params["encoder"], stats, batch["image"], layers)
 
 
 def _sums(scores: jax.Array, counts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -254,7 +280,8 @@ def _sums(scores: jax.Array, counts: jax.Array | None) -> tuple[jax.Array, jax.A
   return jnp.einsum("bvm,bvmk->k", counts, scores) / counts.size, counts.mean()
 
 
-def _moved(extra, name, total, share, momentum):
+def _moved(extra, name, momentum, total, share=1.0) -> jax.Array:
+  """A centre [k] on its way to the mean of scores, of what `_sums` says of them."""
   weights = jnp.reshape(jnp.asarray(share, total.dtype), (1,))
   mean = total[None] / jnp.maximum(weights, 1e-12)
   return losses.update_center(extra["center"][name], mean, momentum, weights)
@@ -267,7 +294,7 @@ def _assigned(teacher, center, temperature) -> jax.Array:
   return jax.nn.softmax((teacher - center) / temperature)
 
 
-def _check_parts(encoder, batch_size, hidden_count, counts, patches, couples):
+def _check(encoder, batch_size, hidden_count, counts, patches, couples, hide):
   prototypes, patch_prototypes, patch_head = counts
   if prototypes < 2 or patch_prototypes == 1 or patch_prototypes < 0:
     raise ValueError(
@@ -287,3 +314,7 @@ def _check_parts(encoder, batch_size, hidden_count, counts, patches, couples):
     )
   if hidden_count and not patches:
     raise ValueError("data.hidden hides places that method.patch_weight 0 does not predict")
+  if hide != "drawn" and not (patches and encoder.class_token):
+    raise ValueError(
+      f'method.hide "{hide}" needs method.patch_weight and an encoder with class_token=True'
+    )

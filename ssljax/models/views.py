@@ -1,10 +1,12 @@
 """Encoders on several views of each example, in training, and on whole examples in evaluation."""
 
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ssljax.models import tokens as tokens_lib
 from ssljax.models.norms import with_statistics
 
 
@@ -79,6 +81,19 @@ def view_keys(keys: jax.Array, batch: Any) -> jax.Array:
   """One key a view from one an example: [b] -> [b v]."""
   count = sum(batch[leaf].shape[1] for leaf in ("global", "local") if leaf in batch)
   return jax.vmap(lambda key: jax.random.split(key, count))(keys)
+
+
+def attended(
+  encoder: Any, out: Any, drawn: jax.Array, keys: jax.Array, reveal: tuple[float, ...] = ()
+) -> jax.Array:
+  """As many places as were drawn, bool [b v n], but those that the class token attends to in the
+  last layer, over all heads, of which `tokens.hide_attended` may `reveal` some. out: what `see`
+  says of the views with their "attention_i"; keys [b v]."""
+  scores = out[f"attention_{encoder.depth - 1}"][..., encoder.prefix :].mean(2)
+  fold = jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(b"hint")))
+  keys, counts = fold(merged(keys)), merged(drawn).sum(-1)
+  hidden = tokens_lib.hide_attended(merged(scores), counts, keys, reveal)
+  return jax.lax.stop_gradient(hidden.reshape(drawn.shape))
 
 
 def evaluated(
