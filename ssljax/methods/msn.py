@@ -8,7 +8,9 @@ PMSN (Assran et al. 2022, 2210.07277): `prior_exponent` .25 and `iterations` 0, 
 of equal shares, for data in which some things are rare.
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,20 @@ from ssljax.models.heads import Projector, Prototypes, unit
 from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, see, view_keys
 from ssljax.step import Method, coupled, example_keys
+
+
+class Parts(NamedTuple):
+  """What the functions of the method share. `loss`: (anchors, target [b d], prototypes [k d]) -> a
+  number; `heat` is the targets' temperature."""
+
+  encoder: Any
+  hidden_count: int
+  head: Projector
+  prototypes: Prototypes
+  loss: Callable
+  heat: float
+  momentum: Callable
+  evaluate: str
 
 
 def msn(
@@ -62,79 +78,97 @@ def msn(
   """
   _check(encoder, batch_size, head, prototypes, evaluate)
   _check_balance(iterations, prior_exponent)
-  moved = schedules.moving(momentum)
+  balance: dict[str, Any] = dict(n_iters=iterations, prior_weight=prior_weight)
+  if prior_exponent:
+    balance["exponent"] = prior_exponent
+  loss = functools.partial(
+    losses.pmsn_loss if prior_exponent else losses.msn_loss,
+    temperature=temperature, sharpening=sharpening, **balance,
+  )  # fmt: skip
   projector = Projector(head, head_norm, activation="gelu", start=head_start, dtype=encoder.dtype)
-
-  def init(rng, batch):
-    if batch["global"].shape[1] < 2 or batch["hidden"].ndim != 2:
-      raise ValueError(
-        "msn needs two global views or more and one set of hidden places:"
-        " data.hidden=dict(name='ssljax.data.masking.random', ratio=.15)"
-      )
-    x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
-    rngs = jax.random.split(rng, 3)
-    params = {"encoder": encoder.init(rngs[0], x)["params"]}
-    made = projector.init(rngs[1], jnp.zeros((1, encoder.width)))
-    params["head"] = made["params"]
-    extra: dict[str, Any] = {"teacher": dict(params)}
-    if "batch_stats" in made:
-      stats = {"head": made["batch_stats"]}
-      extra |= {"stats": stats, "teacher_stats": stats}
-    params["prototypes"] = Prototypes(prototypes).init(rngs[2], jnp.zeros((1, head[-1])))["params"]
-    return params, jax.tree.map(jnp.copy, extra)
-
-  def embed(params, extra, batch, rng, step):
-    """Pooled features: {"large": [b u-1 d], "small": [b v d], "teacher": [b 1 d]}."""
-    keys = view_keys(example_keys(rng, batch["index"]), batch)
-    large, target = batch["global"][:, :-1], batch["global"][:, -1:]
-    u = large.shape[1]
-    keep = tokens_lib.split_hidden(batch["hidden"], hidden_count)[0]
-    keep = jnp.broadcast_to(keep[:, None], (len(keep), u, keep.shape[1]))
-    own = params["encoder"], {}
-    z = {"large": see(encoder, *own, large, keep=keep, keys=keys[:, :u])[0]["pooled"]}
-    if "local" in batch:
-      z["small"] = see(encoder, *own, batch["local"], keys=keys[:, u + 1 :])[0]["pooled"]
-    teacher = see(encoder, extra["teacher"]["encoder"], {}, target)[0]["pooled"]
-    z["teacher"] = jax.lax.stop_gradient(teacher)
-    return z, {"rows": {"pooled": jax.lax.stop_gradient(z["large"][:, 0])}}
-
-  def couple(params, extra, z, batch, rng, step):
-    stats, anchors = running(extra, "head"), []
-    for size in ("large", "small"):
-      if size in z:
-        out, stats = with_statistics(projector, params["head"], stats, z[size], train=True)
-        anchors += jnp.unstack(out, axis=1)
-    own = extra["teacher"]["head"], running(extra, "head", "teacher_stats")
-    target, teacher_stats = with_statistics(projector, *own, z["teacher"], train=True)
-    target = jax.lax.stop_gradient(target[:, 0])
-    kernel = params["prototypes"]["kernel"]
-    heat: dict[str, Any] = dict(temperature=temperature, sharpening=sharpening)
-    balance: dict[str, Any] = dict(n_iters=iterations, prior_weight=prior_weight)
-    if prior_exponent:
-      loss = losses.pmsn_loss
-      balance["exponent"] = prior_exponent
-    else:
-      loss = losses.msn_loss
-    value = loss(anchors, target, kernel.T, **heat, **balance)
-    # Before Sinkhorn, which would spread even one prototype's examples over all.
-    sharp = jax.nn.softmax(unit(target) @ unit(kernel, 0) / (temperature * sharpening))
-    signs = collapse.features(z["large"]) | collapse.assignments(sharp)
-    mean = {"stats": {"head": stats}, "teacher_stats": {"head": teacher_stats}}
-    return value, ({"mean": jax.lax.stop_gradient(mean)}, signs)
-
-  def update(params, extra, stats, step):
-    online = {name: params[name] for name in extra["teacher"]}
-    teacher = optax.incremental_update(online, extra["teacher"], 1.0 - moved(step))
-    running = {name: stats["mean"][name] for name in extra if name != "teacher"}
-    return {"teacher": teacher} | running
-
-  def encode(params, extra, batch, layers=()):
-    weights = (extra["teacher"] if evaluate == "teacher" else params)["encoder"]
-    return evaluated(encoder, weights, {}, batch["image"], layers)
-
+  parts = Parts(
+    encoder, hidden_count, projector, Prototypes(prototypes), loss, temperature * sharpening,
+    schedules.moving(momentum), evaluate,
+  )  # fmt: skip
+  init, embed, couple, update, encode = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
+  )
   needs = ("global", "hidden", "index")
-  loss = coupled(embed, couple)
-  return Method(init, loss, update, encode, None, needs, embed, couple)
+  return Method(init, coupled(embed, couple), update, encode, None, needs, embed, couple)
+
+
+def _init(parts: Parts, rng, batch):
+  if batch["global"].shape[1] < 2 or batch["hidden"].ndim != 2:
+    raise ValueError(
+      "msn needs two global views or more and one set of hidden places:"
+      " data.hidden=dict(name='ssljax.data.masking.random', ratio=.15)"
+    )
+  x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
+  rngs = jax.random.split(rng, 3)
+  params = {"encoder": parts.encoder.init(rngs[0], x)["params"]}
+  made = parts.head.init(rngs[1], jnp.zeros((1, parts.encoder.width)))
+  params["head"] = made["params"]
+  extra: dict[str, Any] = {"teacher": dict(params)}
+  if "batch_stats" in made:
+    stats = {"head": made["batch_stats"]}
+    extra |= {"stats": stats, "teacher_stats": stats}
+  z = jnp.zeros((1, parts.head.sizes[-1]))
+  params["prototypes"] = parts.prototypes.init(rngs[2], z)["params"]
+  return params, jax.tree.map(jnp.copy, extra)
+
+
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """Pooled features: {"large": [b u-1 d], "small": [b v d], "teacher": [b 1 d]}."""
+  encoder = parts.encoder
+  own: tuple[Any, dict] = params["encoder"], {}
+  keys = view_keys(example_keys(rng, batch["index"]), batch)
+  large, target = batch["global"][:, :-1], batch["global"][:, -1:]
+  u = large.shape[1]
+  keep = tokens_lib.split_hidden(batch["hidden"], parts.hidden_count)[0]
+  keep = jnp.broadcast_to(keep[:, None], (len(keep), u, keep.shape[1]))
+  z = {"large": see(encoder, *own, large, keep=keep, keys=keys[:, :u])[0]["pooled"]}
+  if "local" in batch:
+    z["small"] = see(encoder, *own, batch["local"], keys=keys[:, u + 1 :])[0]["pooled"]
+  teacher = see(encoder, extra["teacher"]["encoder"], {}, target)[0]["pooled"]
+  z["teacher"] = jax.lax.stop_gradient(teacher)
+  return z, {"rows": {"pooled": jax.lax.stop_gradient(z["large"][:, 0])}}
+
+
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  """The loss of what `_embed` made: all the student's views against the teacher's one."""
+  anchors, target, mean = _projected(parts, params, extra, z)
+  kernel = params["prototypes"]["kernel"]
+  value = parts.loss(anchors, target, kernel.T)
+  # Before Sinkhorn, which would spread even one prototype's examples over all.
+  sharp = jax.nn.softmax(unit(target) @ unit(kernel, 0) / parts.heat)
+  signs = collapse.features(z["large"]) | collapse.assignments(sharp)
+  return value, ({"mean": jax.lax.stop_gradient(mean)}, signs)
+
+
+def _projected(parts: Parts, params, extra, z):
+  """Projections of what `_embed` made: a list of the student's views, [b d] each, the teacher's
+  [b d], and the running statistics of both heads."""
+  stats = running(extra, "head")
+  anchors: list[jax.Array] = []
+  for size in ("large", "small"):
+    if size in z:
+      out, stats = with_statistics(parts.head, params["head"], stats, z[size], train=True)
+      anchors += jnp.unstack(out, axis=1)
+  own = extra["teacher"]["head"], running(extra, "head", "teacher_stats")
+  target, teacher_stats = with_statistics(parts.head, *own, z["teacher"], train=True)
+  mean = {"stats": {"head": stats}, "teacher_stats": {"head": teacher_stats}}
+  return anchors, jax.lax.stop_gradient(target[:, 0]), mean
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  online = {name: params[name] for name in extra["teacher"]}
+  teacher = optax.incremental_update(online, extra["teacher"], 1.0 - parts.momentum(step))
+  return {"teacher": teacher} | {name: stats["mean"][name] for name in extra if name != "teacher"}
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  weights = (extra["teacher"] if parts.evaluate == "teacher" else params)["encoder"]
+  return evaluated(parts.encoder, weights, {}, batch["image"], layers)
 
 
 def _check(encoder, batch_size: int, head: tuple, prototypes: int, evaluate: str) -> None:
