@@ -6,9 +6,10 @@ SLIP (Mu et al. 2021, 2112.12750): loss "clip" and SimCLR on two more views, wit
 FLIP (Li et al. 2022, 2212.00794): `flip`, whose image encoder sees the visible patches alone.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,28 @@ import jax.numpy as jnp
 from ssljax import checks, collapse, losses
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import Projector
+from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {"loss": ("clip", "siglip"), "project": ("both", "text")}
+
+
+class Parts(NamedTuple):
+  """What the functions of the methods share. `reader` is the encoder of texts, `to_common` the maps
+  into the common space, `projector` the head of further views, None where the method has none."""
+
+  encoder: Any
+  reader: Any
+  to_common: dict[str, Any]
+  projector: Any
+  hidden_count: int
+  loss: str
+  scale: float
+  bias: float
+  row_only_grad: bool
+  views_weight: float
+  views_temperature: float
 
 
 def image_text(
@@ -88,94 +107,111 @@ def _pairs(
   row_only_grad, projector, views_weight, views_temperature,
 ) -> Method:  # fmt: skip
   _check(encoder, batch_size, dict(loss=loss, project=project), scale)
-  reader = text_encoder(vocabulary, dtype=encoder.dtype)
   biases = "none" if project == "both" else "all"
   size = width if project == "both" else encoder.width
-  linear = dict(norm="none", bias=biases, start="normal", dtype=encoder.dtype)
-  to_common = {"text_projection": Projector((size,), **linear)}
-  if project == "both":
-    to_common["image_projection"] = Projector((size,), **linear)
-  head = Projector(projector, last="none", dtype=encoder.dtype)
-
-  def init(rng, batch):
-    rngs = jax.random.split(rng, 5)
-    x = jnp.zeros((2, *batch["image"].shape[1:]), jnp.float32)
-    params = {
-      "encoder": encoder.init(rngs[0], x)["params"],
-      "text_encoder": reader.init(rngs[1], jnp.zeros((2, batch["text"].shape[1]), jnp.int32)),
-      "log_scale": jnp.asarray(math.log(scale), jnp.float32),
-    }
-    params["text_encoder"] = params["text_encoder"]["params"]
-    widths = {"text_projection": reader.width, "image_projection": encoder.width}
-    for key, (name, module) in zip(rngs[2:4], to_common.items()):
-      params[name] = module.init(key, jnp.zeros((2, widths[name])))["params"]
-    if loss == "siglip":
-      params["bias"] = jnp.asarray(bias, jnp.float32)
-    if not projector:
-      return params, {}
-    made = head.init(rngs[4], jnp.zeros((2, encoder.width)))
-    params["projector"] = made["params"]
-    return params, {"stats": {"projector": made.get("batch_stats", {})}}
-
-  def common(params, name, pooled):
-    if name not in to_common:
-      return pooled
-    return to_common[name].apply({"params": params[name]}, pooled).astype(jnp.float32)
-
-  def of_text(params, ids):
-    pooled = reader.apply({"params": params["text_encoder"]}, ids)["pooled"]
-    return common(params, "text_projection", pooled)
-
-  def embed(params, extra, batch, rng, step):
-    keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(rng, batch["index"]))
-    variables, given = {"params": params["encoder"]}, {}
-    if hidden_count:
-      given["keep"] = tokens_lib.split_hidden(batch["hidden"], hidden_count)[0]
-    pooled = encoder.apply(variables, batch["image"], keys=keys[:, 0], **given)["pooled"]
-    z = {
-      "image": common(params, "image_projection", pooled),
-      "text": of_text(params, batch["text"]),
-    }
-    if projector:
-      b = len(batch["views"])
-      flat = batch["views"].reshape(2 * b, *batch["views"].shape[2:])
-      out = encoder.apply(variables, flat, keys=keys[:, 1:].reshape(2 * b))
-      z["views"] = out["pooled"].reshape(b, 2, -1)
-    return z, {"rows": {"pooled": jax.lax.stop_gradient(pooled)}}
-
-  def couple(params, extra, z, batch, rng, step):
-    factor = jnp.exp(params["log_scale"])
-    if loss == "clip":
-      value = losses.clip_loss(z["image"], z["text"], factor, row_only_grad).mean()
-    else:
-      value = losses.siglip_loss(z["image"], z["text"], factor, params["bias"]).mean()
-    metrics = {"scale": factor, **collapse.features(z["image"])}
-    if not projector:
-      return value, ({}, metrics)
-    stats, found = extra["stats"]["projector"], []
-    for view in (0, 1):  # batch norm sees each view apart
-      variables = {"params": params["projector"], "batch_stats": stats}
-      out, new = head.apply(variables, z["views"][:, view], train=True, mutable=["batch_stats"])
-      stats = new.get("batch_stats", stats)
-      found.append(out)
-    more = losses.nt_xent(*found, views_temperature).mean()
-    metrics |= {"pairs": value, "views": more}
-    kept = {"mean": jax.lax.stop_gradient({"projector": stats})}
-    return value + views_weight * more, (kept, metrics)
-
-  def update(params, extra, stats, step):
-    return extra | {"stats": stats["mean"]} if projector else extra
-
-  def encode(params, extra, batch, layers=()):
-    out = evaluated(encoder, params["encoder"], {}, batch["image"], layers)
-    return out | {"joint": common(params, "image_projection", out["pooled"])}
-
+  linear = functools.partial(Projector, norm="none", bias=biases, start="normal")
+  names = ("text_projection", *(("image_projection",) if project == "both" else ()))
+  parts = Parts(
+    encoder, text_encoder(vocabulary, dtype=encoder.dtype),
+    {name: linear((size,), dtype=encoder.dtype) for name in names},
+    Projector(projector, last="none", dtype=encoder.dtype) if projector else None,
+    hidden_count, loss, scale, bias, row_only_grad, views_weight, views_temperature,
+  )  # fmt: skip
+  init, embed, couple, update, encode, encode_text = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode, _encode_text)
+  )
   needs = ("image", "text", *(("views",) if projector else ()), "index")
   needs += ("hidden",) if hidden_count else ()
-  return Method(
-    init, coupled(embed, couple), update, encode, None, needs, embed, couple,
-    encode_text=lambda params, extra, ids: of_text(params, ids),
-  )  # fmt: skip
+  made = Method(init, coupled(embed, couple), update, encode, None, needs, embed, couple)
+  return made._replace(encode_text=encode_text)
+
+
+def _init(parts: Parts, rng, batch):
+  encoder, reader = parts.encoder, parts.reader
+  rngs = jax.random.split(rng, 5)
+  x = jnp.zeros((2, *batch["image"].shape[1:]), jnp.float32)
+  ids = jnp.zeros((2, batch["text"].shape[1]), jnp.int32)
+  params = {
+    "encoder": encoder.init(rngs[0], x)["params"],
+    "text_encoder": reader.init(rngs[1], ids)["params"],
+    "log_scale": jnp.asarray(math.log(parts.scale), jnp.float32),
+  }
+  widths = {"text_projection": reader.width, "image_projection": encoder.width}
+  for key, (name, module) in zip(rngs[2:4], parts.to_common.items()):
+    params[name] = module.init(key, jnp.zeros((2, widths[name])))["params"]
+  if parts.loss == "siglip":
+    params["bias"] = jnp.asarray(parts.bias, jnp.float32)
+  if parts.projector is None:
+    return params, {}
+  made = parts.projector.init(rngs[4], jnp.zeros((2, encoder.width)))
+  params["projector"] = made["params"]
+  return params, {"stats": {"projector": made.get("batch_stats", {})}}
+
+
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """In the common space {"image": [b d], "text": [b d]}, and pooled features {"views": [b 2 w]}."""
+  encoder = parts.encoder
+  keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(rng, batch["index"]))
+  variables, given = {"params": params["encoder"]}, {}
+  if parts.hidden_count:
+    given["keep"] = tokens_lib.split_hidden(batch["hidden"], parts.hidden_count)[0]
+  pooled = encoder.apply(variables, batch["image"], keys=keys[:, 0], **given)["pooled"]
+  z = {
+    "image": _common(parts, params, "image_projection", pooled),
+    "text": _encode_text(parts, params, extra, batch["text"]),
+  }
+  if parts.projector is not None:
+    b = len(batch["views"])
+    flat = batch["views"].reshape(2 * b, *batch["views"].shape[2:])
+    out = encoder.apply(variables, flat, keys=keys[:, 1:].reshape(2 * b))
+    z["views"] = out["pooled"].reshape(b, 2, -1)
+  return z, {"rows": {"pooled": jax.lax.stop_gradient(pooled)}}
+
+
+def _common(parts: Parts, params, name, pooled: jax.Array) -> jax.Array:
+  """Pooled features in the common space: [b w] -> [b d]; as they are where no map has that name."""
+  if name not in parts.to_common:
+    return pooled
+  return parts.to_common[name].apply({"params": params[name]}, pooled).astype(jnp.float32)
+
+
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  factor = jnp.exp(params["log_scale"])
+  if parts.loss == "clip":
+    value = losses.clip_loss(z["image"], z["text"], factor, parts.row_only_grad).mean()
+  else:
+    value = losses.siglip_loss(z["image"], z["text"], factor, params["bias"]).mean()
+  metrics = {"scale": factor, **collapse.features(z["image"])}
+  if parts.projector is None:
+    return value, ({}, metrics)
+  more, stats = _of_views(parts, params, extra, z["views"])
+  metrics |= {"pairs": value, "views": more}
+  kept = {"mean": jax.lax.stop_gradient({"projector": stats})}
+  return value + parts.views_weight * more, (kept, metrics)
+
+
+def _of_views(parts: Parts, params, extra, views: jax.Array):
+  """SimCLR's loss of pooled features [b 2 w], and the projector's running statistics after them."""
+  weights, stats, found = params["projector"], running(extra, "projector"), []
+  for view in (0, 1):  # batch norm sees each view apart
+    out, stats = with_statistics(parts.projector, weights, stats, views[:, view], train=True)
+    found.append(out)
+  return losses.nt_xent(found[0], found[1], parts.views_temperature).mean(), stats
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  return extra if parts.projector is None else extra | {"stats": stats["mean"]}
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  out = evaluated(parts.encoder, params["encoder"], {}, batch["image"], layers)
+  return out | {"joint": _common(parts, params, "image_projection", out["pooled"])}
+
+
+def _encode_text(parts: Parts, params, extra, ids: jax.Array) -> jax.Array:
+  """Texts in the common space: [b l] -> [b d]."""
+  pooled = parts.reader.apply({"params": params["text_encoder"]}, ids)["pooled"]
+  return _common(parts, params, "text_projection", pooled)
 
 
 def _check(encoder: Any, batch_size: int, given: dict[str, str], scale: float) -> None:
