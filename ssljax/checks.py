@@ -6,13 +6,6 @@ from typing import Any
 from ssljax.step import Method
 
 
-def choices(given: Mapping[str, str], known: Mapping[str, Any]) -> None:
-  """Raises ValueError where an argument of a method is none of the names that are known for it."""
-  for argument, value in given.items():
-    if value not in known[argument]:
-      raise ValueError(f"method.{argument} {value!r} is none of {', '.join(known[argument])}")
-
-
 def needs(config: Mapping, method: Method, batch: Mapping) -> None:
   """Raises ValueError where the batch lacks what the method reads, or must not be cut."""
   if config["accum"] > 1 and method.whole:

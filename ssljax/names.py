@@ -1,10 +1,11 @@
-"""Components by their dotted paths, and what a misspelt word may have meant."""
+"""Names in a config: components by their dotted paths, choices, and what a misspelt word may have
+meant."""
 
 import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 # Where ssljax keeps them: what a misspelt name is compared with.
@@ -28,6 +29,13 @@ def resolve(name: str, where: str = "") -> Callable:
       if callable(function):
         return function
   raise ValueError(f"no component {name!r}{f' for {where}' if where else ''}{_hint(name, where)}")
+
+
+def choices(given: Mapping[str, str], known: Mapping[str, Collection[str]]) -> None:
+  """Raises ValueError where an argument of a method is none of the names that are known for it."""
+  for argument, value in given.items():
+    if value not in known[argument]:
+      raise ValueError(f"method.{argument} {value!r} is none of {', '.join(known[argument])}")
 
 
 def _hint(name: str, where: str) -> str:

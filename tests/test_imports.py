@@ -18,14 +18,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
   "models": (),
   "evals": (),
   "viz": ("records", "evals"),
-  "methods": ("losses", "targets", "models", "step", "schedules", "collapse", "called", "checks"),
+  "methods": ("losses", "targets", "models", "step", "schedules", "collapse", "called", "names"),
 }
 # Single files that others are built on.
 FILES: dict[str, tuple[str, ...]] = {
   "schedules": (),
   "collapse": (),
   "called": ("step",),
-  "checks": ("step",),
   "sharding": (),
   "step": (),
   "groups": ("schedules",),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssljax import checks, collapse, losses
+from ssljax import collapse, losses, names
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import Projector
 from ssljax.models.norms import running, with_statistics
@@ -110,10 +110,10 @@ def _pairs(
   biases = "none" if project == "both" else "all"
   size = width if project == "both" else encoder.width
   linear = functools.partial(Projector, norm="none", bias=biases, start="normal")
-  names = ("text_projection", *(("image_projection",) if project == "both" else ()))
+  maps = ("text_projection", *(("image_projection",) if project == "both" else ()))
   parts = Parts(
     encoder, text_encoder(vocabulary, dtype=encoder.dtype),
-    {name: linear((size,), dtype=encoder.dtype) for name in names},
+    {name: linear((size,), dtype=encoder.dtype) for name in maps},
     Projector(projector, last="none", dtype=encoder.dtype) if projector else None,
     hidden_count, loss, scale, bias, row_only_grad, views_weight, views_temperature,
   )  # fmt: skip
@@ -215,7 +215,7 @@ def _encode_text(parts: Parts, params, extra, ids: jax.Array) -> jax.Array:
 
 
 def _check(encoder: Any, batch_size: int, given: dict[str, str], scale: float) -> None:
-  checks.choices(given, CHOICES)
+  names.choices(given, CHOICES)
   if getattr(encoder, "batch_norm", False):
     raise ValueError("image and text need an encoder without batch norm: a ViT or a ConvNeXt")
   if batch_size < 2:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax import checks, collapse, losses, schedules, targets
+from ssljax import collapse, losses, schedules, targets
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.predictors import GridPredictor, PlacePredictor
 from ssljax.models.views import evaluated
@@ -193,7 +193,10 @@ def _target(encoder, params, x, layers: int, keep) -> tuple[jax.Array, jax.Array
 
 
 def _check(encoder, given: dict[str, str], class_weight: float) -> None:
-  checks.choices(given, CHOICES)
+  for argument, value in given.items():
+    if value not in CHOICES[argument]:
+      names = ", ".join(CHOICES[argument])
+      raise ValueError(f"method.{argument} {value!r} is none of {names}")
   if encoder.patch is None or encoder.positions == "relative":
     raise ValueError(
       "latent prediction shows the encoder some places alone: it needs an encoder of patches whose"

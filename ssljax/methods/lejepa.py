@@ -11,7 +11,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from ssljax import checks, collapse, losses
+from ssljax import collapse, losses, names
 from ssljax.models.heads import Projector
 from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, why_whole
@@ -99,6 +99,6 @@ def lejepa(
 
 
 def _check(given: dict[str, str], batch_size: int) -> None:
-  checks.choices(given, CHOICES)
+  names.choices(given, CHOICES)
   if batch_size < 2:
     raise ValueError("batch_size 1: the spread of a batch needs two examples or more")

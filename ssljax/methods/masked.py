@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ssljax import checks, collapse, losses, schedules, targets
+from ssljax import collapse, losses, names, schedules, targets
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.decoders import LinearHead, TransformerDecoder
 from ssljax.models.layers import TOKENS
@@ -172,6 +172,6 @@ def _target(encoder, target, layers, extra, x):
 
 
 def _check(given: dict[str, str]) -> None:
-  checks.choices(given, CHOICES)
+  names.choices(given, CHOICES)
   if (given["layout"] == "drop") != (given["head"] == "decoder"):
     raise ValueError('layout "drop" needs head "decoder", and layout "replace" head "linear"')

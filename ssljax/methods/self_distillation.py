@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax import checks, collapse, losses, schedules
+from ssljax import collapse, losses, names, schedules
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import DINOHead
 from ssljax.models.norms import running, with_statistics
@@ -112,7 +112,7 @@ def self_distillation(
     ValueError: an unknown name, or parts that do not go together.
   """
   given = dict(balance=balance, patch_head=patch_head, patch_center=patch_center)
-  checks.choices(given | dict(batch_norm=batch_norm, hide=hide), CHOICES)
+  names.choices(given | dict(batch_norm=batch_norm, hide=hide), CHOICES)
   patches, couples = bool(patch_weight), bool(koleo_weight) or balance != "center"
   couples |= head_norm != "none"
   counts = prototypes, patch_prototypes, patch_head

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssljax import checks, collapse, losses
+from ssljax import collapse, losses, names
 from ssljax.models.heads import Projector, Prototypes, unit
 from ssljax.models.norms import running, with_statistics
 from ssljax.models.views import evaluated, see_all, view_keys, why_whole
@@ -53,7 +53,7 @@ def swav(
     ValueError: an unknown name, a batch of one, fewer than two prototypes, a queue smaller than a
       batch.
   """
-  checks.choices(dict(prototypes_unit=prototypes_unit, batch_norm=batch_norm), CHOICES)
+  names.choices(dict(prototypes_unit=prototypes_unit, batch_norm=batch_norm), CHOICES)
   _check(batch_size, projector, prototypes, queue)
   heads = {
     "projector": Projector(projector, projector_norm, dtype=encoder.dtype),

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax import called, checks, collapse, losses, schedules
+from ssljax import called, collapse, losses, names, schedules
 from ssljax.models.heads import Projector, unit
 from ssljax.models.norms import running
 from ssljax.models.views import evaluated, run_views, why_whole
@@ -141,7 +141,7 @@ def two_view(
     ValueError: an unknown name, or parts that do not go together.
   """
   given = dict(target=target, norm_views=norm_views, batch_norm=batch_norm, queued=queued)
-  checks.choices(given, CHOICES)
+  names.choices(given, CHOICES)
   directions = ((0, 1), (1, 0)) if symmetric and target != "online" else ((0, 1),)
   entering = 1 if queued == "first" or not symmetric and target == "teacher" else 2
   _check_parts(batch_size, target, predictor, queue, entering)
