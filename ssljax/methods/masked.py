@@ -9,6 +9,7 @@ data2vec for images (Baevski et al. 2022, 2202.03555): layout "replace", head "l
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from ssljax import collapse, losses, names, schedules, targets
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.decoders import LinearHead, TransformerDecoder
 from ssljax.models.layers import TOKENS
+from ssljax.models.views import evaluated
 from ssljax.step import Method, example_keys
 
 LOSSES: dict[str, Callable] = {
@@ -30,6 +32,21 @@ CHOICES = {
   "target": ("normalised_pixels", "pixels", "teacher"),
   "loss": tuple(LOSSES),
 }
+
+
+class Parts(NamedTuple):
+  """What the functions of the method share. `loss`: ([b m t], [b m t]) -> [b]; `sizes`: width,
+  depth and heads of the decoder."""
+
+  encoder: Any
+  hidden_count: int
+  layout: str
+  head: str
+  target: str
+  loss: Callable
+  sizes: tuple[int, int, int]
+  momentum: Callable
+  teacher_layers: int
 
 
 def masked(
@@ -67,108 +84,121 @@ def masked(
   _check(dict(layout=layout, head=head, target=target, loss=loss))
   if encoder.patch is None:
     raise ValueError("masked prediction hides patches: it needs an encoder of patches, such as vit")
-  momentum = schedules.moving(teacher_momentum)
   loss_fn = LOSSES[loss]
   if loss == "smooth_l1":
     loss_fn = functools.partial(loss_fn, beta=loss_beta)
-  sizes = decoder_width, decoder_depth, decoder_heads
-  make_head = functools.partial(_head, encoder, head, target, sizes)
-  make_target = functools.partial(_target, encoder, target, teacher_layers)
-
-  def init(rng, batch):
-    x = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
-    grid = encoder.grid(x.shape[1:-1])
-    hidden = jnp.arange(math.prod(grid))[None] < hidden_count
-    keep, places = tokens_lib.split_hidden(hidden, hidden_count)
-    rngs = jax.random.split(rng, 3)
-    params = {"encoder": encoder.init(rngs[0], x)["params"]}
-    if layout == "replace":
-      params["mask_token"] = TOKENS[encoder.init_kernels](rngs[1], (encoder.width,))
-    tokens = jnp.zeros((1, encoder.prefix + keep.shape[1], encoder.width))
-    if head == "linear":
-      tokens = jnp.zeros((1, encoder.prefix + hidden.shape[1], encoder.width))
-      params["head"] = make_head(x.shape).init(rngs[2], tokens, places)["params"]
-    else:
-      args = (tokens, grid, hidden, keep, places)
-      params["decoder"] = make_head(x.shape).init(rngs[2], *args)["params"]
-    extra = {"teacher": {"encoder": params["encoder"]}} if target == "teacher" else {}
-    return params, jax.tree.map(jnp.copy, extra)
-
-  def predict(params, batch, keys):
-    """What is predicted at the hidden places, where they are, the pooled features of what was
-    seen: [b m t], [b m], [b d]."""
-    x, hidden = batch["image"], batch["hidden"]
-    keep, places = tokens_lib.split_hidden(hidden, hidden_count)
-    variables = {"params": params["encoder"]}
-    if layout == "drop":
-      out = encoder.apply(variables, x, keep=keep, keys=keys)
-    else:
-      mask_token = params["mask_token"]
-      out = encoder.apply(variables, x, hidden=hidden, mask_token=mask_token, keys=keys)
-    args, name = (out["tokens"], places), "head"
-    if head == "decoder":
-      args, name = (out["tokens"], encoder.grid(x.shape[1:-1]), hidden, keep, places), "decoder"
-    pred = make_head(x.shape).apply({"params": params[name]}, *args)
-    return pred, places, out["pooled"]
-
-  def loss_and_stats(params, extra, batch, rng, step):
-    pred, places, pooled = predict(params, batch, example_keys(rng, batch["index"]))
-    wanted = tokens_lib.take(make_target(extra, batch["image"]), places)
-    metrics = collapse.features(pooled)
-    if target == "teacher":  # constant features would be predicted perfectly: watch their spread
-      metrics["target_std"] = wanted.astype(jnp.float32).std(axis=(0, 1)).mean()
-    rows = {"pooled": jax.lax.stop_gradient(pooled)}
-    return loss_fn(pred, wanted).mean(), ({"rows": rows}, metrics)
-
-  def update(params, extra, stats, step):
-    if target != "teacher":
-      return extra
-    m = momentum(step)
-    move = lambda old, new: old * m + new * (1 - m)  # noqa: E731
-    teacher = jax.tree.map(move, extra["teacher"], {"encoder": params["encoder"]})
-    return extra | {"teacher": teacher}
-
-  def encode(params, extra, batch, layers=()):
-    out = encoder.apply({"params": params["encoder"]}, batch["image"], layers=layers)
-    out.pop("tokens")
-    taken = {k: v[:, encoder.prefix :] for k, v in out.items() if k.startswith("layer_")}
-    return out | taken
-
-  def reconstruct(params, extra, batch, rng, step):
-    x = batch["image"]
-    pred, places, _ = predict(params, batch, None)
-    patches = tokens_lib.patchify(x, encoder.patch).astype(jnp.float32)
-    if target == "normalised_pixels":
-      pred = targets.unnormalise(pred, tokens_lib.take(patches, places))
-    rows = jnp.arange(len(x))[:, None]
-    patches = patches.at[rows, places].set(pred.astype(jnp.float32))
-    return tokens_lib.unpatchify(patches, encoder.grid(x.shape[1:-1]), encoder.patch)
-
+  parts = Parts(
+    encoder, hidden_count, layout, head, target, loss_fn,
+    (decoder_width, decoder_depth, decoder_heads), schedules.moving(teacher_momentum),
+    teacher_layers,
+  )  # fmt: skip
+  init, loss_and_stats, update, encode, reconstruct = (
+    functools.partial(f, parts) for f in (_init, _loss, _update, _encode, _reconstruct)
+  )
   pictures = None if target == "teacher" else reconstruct
   return Method(init, loss_and_stats, update, encode, pictures, ("image", "hidden", "index"))
 
 
-def _head(encoder, head, target, sizes, shape):
+def _init(parts: Parts, rng, batch):
+  encoder = parts.encoder
+  x = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
+  grid = encoder.grid(x.shape[1:-1])
+  hidden = jnp.arange(math.prod(grid))[None] < parts.hidden_count
+  keep, places = tokens_lib.split_hidden(hidden, parts.hidden_count)
+  rngs = jax.random.split(rng, 3)
+  params = {"encoder": encoder.init(rngs[0], x)["params"]}
+  if parts.layout == "replace":
+    params["mask_token"] = TOKENS[encoder.init_kernels](rngs[1], (encoder.width,))
+  tokens = jnp.zeros((1, encoder.prefix + keep.shape[1], encoder.width))
+  if parts.head == "linear":
+    tokens = jnp.zeros((1, encoder.prefix + hidden.shape[1], encoder.width))
+    params["head"] = _head(parts, x.shape).init(rngs[2], tokens, places)["params"]
+  else:
+    args = (tokens, grid, hidden, keep, places)
+    params["decoder"] = _head(parts, x.shape).init(rngs[2], *args)["params"]
+  extra = {"teacher": {"encoder": params["encoder"]}} if parts.target == "teacher" else {}
+  return params, jax.tree.map(jnp.copy, extra)
+
+
+def _head(parts: Parts, shape) -> LinearHead | TransformerDecoder:
   """The head for examples of a shape [… c]."""
-  out = encoder.width if target == "teacher" else math.prod(encoder.patch) * shape[-1]
-  if head == "linear":
+  encoder, teacher = parts.encoder, parts.target == "teacher"
+  out = encoder.width if teacher else math.prod(encoder.patch) * shape[-1]
+  if parts.head == "linear":
     # SimMIM leaves its head at PyTorch's default; data2vec draws it like the encoder.
-    start = encoder.init_kernels if target == "teacher" else "torch"
+    start = encoder.init_kernels if teacher else "torch"
     return LinearHead(out, encoder.prefix, start, encoder.dtype)
   speed = dict(scan=encoder.scan, remat=encoder.remat, dtype=encoder.dtype)
-  return TransformerDecoder(*sizes, out, encoder.prefix, encoder.eps, **speed)
+  return TransformerDecoder(*parts.sizes, out, encoder.prefix, encoder.eps, **speed)
 
 
-def _target(encoder, target, layers, extra, x):
+def _loss(parts: Parts, params, extra, batch, rng, step):
+  """The loss at the hidden places."""
+  pred, places, pooled = _predict(parts, params, batch, example_keys(rng, batch["index"]))
+  wanted = tokens_lib.take(_target(parts, extra, batch["image"]), places)
+  metrics = collapse.features(pooled)
+  if (
+    parts.target == "teacher"
+  ):  # constant features would be predicted perfectly: watch their spread
+    metrics["target_std"] = wanted.astype(jnp.float32).std(axis=(0, 1)).mean()
+  rows = {"pooled": jax.lax.stop_gradient(pooled)}
+  return parts.loss(pred, wanted).mean(), ({"rows": rows}, metrics)
+
+
+def _predict(parts: Parts, params, batch, keys):
+  """What is predicted at the hidden places, where they are, the pooled features of what was
+  seen: [b m t], [b m], [b d]."""
+  encoder, x, hidden = parts.encoder, batch["image"], batch["hidden"]
+  keep, places = tokens_lib.split_hidden(hidden, parts.hidden_count)
+  variables = {"params": params["encoder"]}
+  if parts.layout == "drop":
+    out = encoder.apply(variables, x, keep=keep, keys=keys)
+  else:
+    mask_token = params["mask_token"]
+    out = encoder.apply(variables, x, hidden=hidden, mask_token=mask_token, keys=keys)
+  linear, tokens = parts.head == "linear", out["tokens"]
+  args = (places,) if linear else (encoder.grid(x.shape[1:-1]), hidden, keep, places)
+  variables = {"params": params["head" if linear else "decoder"]}
+  pred = _head(parts, x.shape).apply(variables, tokens, *args)
+  return pred, places, out["pooled"]
+
+
+def _target(parts: Parts, extra, x: jax.Array) -> jax.Array:
   """What is to be predicted at every place: [b s1…sr c] -> [b n t]."""
-  if target == "teacher":
-    last = range(-layers, 0)
+  encoder = parts.encoder
+  if parts.target == "teacher":
+    last = range(-parts.teacher_layers, 0)
     variables = {"params": extra["teacher"]["encoder"]}
     out = encoder.apply(variables, x, layers=tuple(last))
     blocks = [out[f"layer_{encoder.depth + i}"][:, encoder.prefix :] for i in last]
     return jax.lax.stop_gradient(targets.average_layers(blocks))
   patches = tokens_lib.patchify(x, encoder.patch)
-  return targets.normalised_pixels(patches) if target == "normalised_pixels" else patches
+  return targets.normalised_pixels(patches) if parts.target == "normalised_pixels" else patches
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  if parts.target != "teacher":
+    return extra
+  m = parts.momentum(step)
+  move = lambda old, new: old * m + new * (1 - m)  # noqa: E731
+  teacher = jax.tree.map(move, extra["teacher"], {"encoder": params["encoder"]})
+  return extra | {"teacher": teacher}
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  return evaluated(parts.encoder, params["encoder"], {}, batch["image"], layers)
+
+
+def _reconstruct(parts: Parts, params, extra, batch, rng, step):
+  """Pictures [b s1…sr c] with the predictions at the hidden places."""
+  encoder, x = parts.encoder, batch["image"]
+  pred, places, _ = _predict(parts, params, batch, None)
+  patches = tokens_lib.patchify(x, encoder.patch).astype(jnp.float32)
+  if parts.target == "normalised_pixels":
+    pred = targets.unnormalise(pred, tokens_lib.take(patches, places))
+  rows = jnp.arange(len(x))[:, None]
+  patches = patches.at[rows, places].set(pred.astype(jnp.float32))
+  return tokens_lib.unpatchify(patches, encoder.grid(x.shape[1:-1]), encoder.patch)
 
 
 def _check(given: dict[str, str]) -> None:
