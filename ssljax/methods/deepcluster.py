@@ -7,7 +7,8 @@ training: `optimizer.freeze` ("encoder", "projector") over the first epoch does 
 example without a cluster so far has the centroid that is nearest to it.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,23 @@ from ssljax.models.views import evaluated, see, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 ROWS = 8192  # of the bank, compared with all centroids at a time
+
+
+class Parts(NamedTuple):
+  """What the functions of the method share. `every` is in steps."""
+
+  encoder: Any
+  projector: Projector
+  examples: int
+  clusters: tuple[int, ...]
+  every: int
+  iterations: int
+  temperature: float
+
+  @property
+  def sets(self) -> list[str]:
+    """Names of the sets of centroids."""
+    return [f"set_{i}" for i in range(len(self.clusters))]
 
 
 def deepcluster(
@@ -54,78 +72,96 @@ def deepcluster(
   _check(batch_size, examples, projector, clusters, every, iterations, batch_norm)
   every = every or max(examples // batch_size, 1)
   head = Projector(projector, projector_norm, dtype=encoder.dtype)
-  sets = [f"set_{i}" for i in range(len(clusters))]
-
-  def init(rng, batch):
-    x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
-    rngs = jax.random.split(rng, 4)
-    made = {"encoder": encoder.init(rngs[0], x)}
-    z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
-    made["projector"] = head.init(rngs[1], z)
-    extra: dict[str, Any] = {"stats": {k: v.get("batch_stats", {}) for k, v in made.items()}}
-    extra["bank"] = jnp.zeros((batch["global"].shape[1], examples, projector[-1]))
-    extra["labels"] = {name: jnp.full(examples, -1, jnp.int32) for name in sets}
-    keys = jax.random.split(rngs[2], len(sets))
-    start = (jax.random.normal(key, (k, projector[-1])) for key, k in zip(keys, clusters))
-    extra["centroids"] = {name: unit(c) for name, c in zip(sets, start)}
-    extra["key"] = jax.random.key_data(rngs[3])
-    return {name: variables["params"] for name, variables in made.items()}, extra
-
-  def embed(params, extra, batch, rng, step):
-    """Pooled features {"large": [b u d], "small": [b v d]}."""
-    keys = view_keys(example_keys(rng, batch["index"]), batch)
-    stats, u, z = running(extra, "encoder"), batch["global"].shape[1], {}
-    for name, leaf, k in (("large", "global", keys[:, :u]), ("small", "local", keys[:, u:])):
-      if leaf in batch:
-        out, stats = see(encoder, params["encoder"], stats, batch[leaf], keys=k)
-        z[name] = out["pooled"]
-    rows = {"pooled": z["large"][:, 0]}
-    return z, jax.lax.stop_gradient({"mean": {"encoder": stats}, "rows": rows})
-
-  def couple(params, extra, z, batch, rng, step):
-    large, index = z["large"].shape[1], batch["index"]
-    x = jnp.concatenate([z[name] for name in ("large", "small") if name in z], axis=1)
-    given = params["projector"], running(extra, "projector")
-    projected, stats = with_statistics(head, *given, x, train=True)
-    projected, value, signs = unit(projected), 0.0, {}
-    for i, name in enumerate(sets):
-      scores = projected @ jax.lax.stop_gradient(extra["centroids"][name]).T
-      known = extra["labels"][name][index]
-      labels = jnp.where(known < 0, scores[:, i % large].argmax(-1), known)
-      flat = scores.reshape(-1, scores.shape[-1]) / temperature
-      errors = losses.cluster_ce(flat, jnp.repeat(labels, scores.shape[1]))
-      value += errors.mean() / len(sets)
-      # The labels, one-hot: how many clusters a batch has.
-      signs = signs or collapse.assignments(jax.nn.one_hot(labels, scores.shape[-1]))
-    rows = {"keys": projected[:, :large], "index": index}
-    signs |= collapse.features(projected[:, :large])
-    return value, (jax.lax.stop_gradient({"mean": {"projector": stats}, "rows": rows}), signs)
-
-  def update(params, extra, stats, step):
-    new, rows = dict(extra), stats["rows"]
-    if "stats" in extra:
-      new["stats"] = {k: stats["mean"].get(k, {}) for k in extra["stats"]}
-    keys = jnp.swapaxes(rows["keys"], 0, 1).astype(jnp.float32)
-    new["bank"] = extra["bank"].at[:, rows["index"]].set(keys)
-
-    def cluster():
-      rng = jax.random.fold_in(jax.random.wrap_key_data(extra["key"]), step)
-      made = {}
-      for i, (name, key) in enumerate(zip(sets, jax.random.split(rng, len(sets)))):
-        bank = new["bank"][i % len(new["bank"])]
-        made[name] = spherical_kmeans(key, bank, clusters[i], iterations)
-      return {n: c for n, (c, _) in made.items()}, {n: labels for n, (_, labels) in made.items()}
-
-    keep = lambda: (extra["centroids"], extra["labels"])  # noqa: E731
-    new["centroids"], new["labels"] = jax.lax.cond((step + 1) % every == 0, cluster, keep)
-    return new
-
-  def encode(params, extra, batch, layers=()):
-    return evaluated(encoder, params["encoder"], running(extra, "encoder"), batch["image"], layers)
-
+  parts = Parts(encoder, head, examples, tuple(clusters), every, iterations, temperature)
+  init, embed, couple, update, encode = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
+  )
   whole = why_whole(encoder, batch_norm)
   loss = coupled(embed, couple)
   return Method(init, loss, update, encode, None, ("global", "index"), embed, couple, whole)
+
+
+def _init(parts: Parts, rng, batch):
+  encoder, sets, width = parts.encoder, parts.sets, parts.projector.sizes[-1]
+  x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
+  rngs = jax.random.split(rng, 4)
+  made = {"encoder": encoder.init(rngs[0], x)}
+  z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
+  made["projector"] = parts.projector.init(rngs[1], z)
+  extra: dict[str, Any] = {"stats": {k: v.get("batch_stats", {}) for k, v in made.items()}}
+  extra["bank"] = jnp.zeros((batch["global"].shape[1], parts.examples, width))
+  extra["labels"] = {name: jnp.full(parts.examples, -1, jnp.int32) for name in sets}
+  keys = jax.random.split(rngs[2], len(sets))
+  start = (jax.random.normal(key, (k, width)) for key, k in zip(keys, parts.clusters))
+  extra["centroids"] = {name: unit(c) for name, c in zip(sets, start)}
+  extra["key"] = jax.random.key_data(rngs[3])
+  return {name: variables["params"] for name, variables in made.items()}, extra
+
+
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """Pooled features {"large": [b u d], "small": [b v d]}."""
+  keys = view_keys(example_keys(rng, batch["index"]), batch)
+  stats, u, z = running(extra, "encoder"), batch["global"].shape[1], {}
+  for name, leaf, k in (("large", "global", keys[:, :u]), ("small", "local", keys[:, u:])):
+    if leaf in batch:
+      out, stats = see(parts.encoder, params["encoder"], stats, batch[leaf], keys=k)
+      z[name] = out["pooled"]
+  rows = {"pooled": z["large"][:, 0]}
+  return z, jax.lax.stop_gradient({"mean": {"encoder": stats}, "rows": rows})
+
+
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  """The mean over the sets of centroids of the loss of all views."""
+  large, index = z["large"].shape[1], batch["index"]
+  x = jnp.concatenate([z[name] for name in ("large", "small") if name in z], axis=1)
+  given = params["projector"], running(extra, "projector")
+  projected, stats = with_statistics(parts.projector, *given, x, train=True)
+  projected, errors = unit(projected), []
+  signs: dict[str, Any] = {}
+  for i, name in enumerate(parts.sets):
+    scores = projected @ jax.lax.stop_gradient(extra["centroids"][name]).T
+    labels = _labels(scores[:, i % large], extra["labels"][name][index])
+    flat = scores.reshape(-1, scores.shape[-1]) / parts.temperature
+    errors.append(losses.cluster_ce(flat, jnp.repeat(labels, scores.shape[1])).mean())
+    # The labels, one-hot: how many clusters a batch has.
+    signs = signs or collapse.assignments(jax.nn.one_hot(labels, scores.shape[-1]))
+  rows = {"keys": projected[:, :large], "index": index}
+  signs |= collapse.features(projected[:, :large])
+  kept = {"mean": {"projector": stats}, "rows": rows}
+  return sum(e / len(errors) for e in errors), (jax.lax.stop_gradient(kept), signs)
+
+
+def _labels(scores: jax.Array, known: jax.Array) -> jax.Array:
+  """Labels [b] as they are known or, where they are -1, the nearest by scores [b k]."""
+  return jnp.where(known < 0, scores.argmax(-1), known)
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  new, rows = dict(extra), stats["rows"]
+  if "stats" in extra:
+    new["stats"] = {k: stats["mean"].get(k, {}) for k in extra["stats"]}
+  keys = jnp.swapaxes(rows["keys"], 0, 1).astype(jnp.float32)
+  new["bank"] = extra["bank"].at[:, rows["index"]].set(keys)
+  cluster = lambda: _clustered(parts, extra["key"], new["bank"], step)  # noqa: E731
+  keep = lambda: (extra["centroids"], extra["labels"])  # noqa: E731
+  due = (step + 1) % parts.every == 0
+  new["centroids"], new["labels"] = jax.lax.cond(due, cluster, keep)
+  return new
+
+
+def _clustered(parts: Parts, key, bank, step) -> tuple[dict, dict]:
+  """Centroids [k d] and labels [n] of each set, of a bank [u n d]."""
+  rng = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+  made = {}
+  for i, (name, key) in enumerate(zip(parts.sets, jax.random.split(rng, len(parts.sets)))):
+    x = bank[i % len(bank)]
+    made[name] = spherical_kmeans(key, x, parts.clusters[i], parts.iterations)
+  return {n: c for n, (c, _) in made.items()}, {n: labels for n, (_, labels) in made.items()}
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  stats = running(extra, "encoder")
+  return evaluated(parts.encoder, params["encoder"], stats, batch["image"], layers)
 
 
 def spherical_kmeans(
