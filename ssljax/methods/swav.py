@@ -6,7 +6,8 @@ views. The original normalises the prototypes after every step: `prototypes_unit
 prototypes are global, over all devices, and nothing overflows: Sinkhorn works with logarithms.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,19 @@ from ssljax.models.views import evaluated, see_all, view_keys, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 CHOICES = {"prototypes_unit": ("start", "use"), "batch_norm": ("global", "microbatch")}
+
+
+class Parts(NamedTuple):
+  """What the functions of the method share. `eps` and `iterations` are Sinkhorn's."""
+
+  encoder: Any
+  projector: Projector
+  prototypes: Any
+  temperature: float
+  eps: float
+  iterations: int
+  queue: int
+  queue_from: int
 
 
 def swav(
@@ -55,73 +69,62 @@ def swav(
   """
   names.choices(dict(prototypes_unit=prototypes_unit, batch_norm=batch_norm), CHOICES)
   _check(batch_size, projector, prototypes, queue)
-  heads = {
-    "projector": Projector(projector, projector_norm, dtype=encoder.dtype),
-    "prototypes": Prototypes(prototypes, prototypes_unit, dtype=encoder.dtype),
-  }
-
-  def init(rng, batch):
-    x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
-    rngs = jax.random.split(rng, 3)
-    made = {"encoder": encoder.init(rngs[0], x)}
-    z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
-    made["projector"] = heads["projector"].init(rngs[1], z)
-    z = jnp.zeros((1, projector[-1]))
-    made["prototypes"] = heads["prototypes"].init(rngs[2], z)
-    params = {name: variables["params"] for name, variables in made.items()}
-    extra: dict[str, Any] = {"stats": {k: v.get("batch_stats", {}) for k, v in made.items()}}
-    if queue:
-      extra["queue"] = jnp.zeros((batch["global"].shape[1], queue, projector[-1]))
-      extra["position"], extra["filled"] = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return params, extra
-
-  def embed(params, extra, batch, rng, step):
-    """Pooled features of global and local views: {"large": [b u d], "small": [b v d]}."""
-    keys = view_keys(example_keys(rng, batch["index"]), batch)
-    own = params["encoder"], running(extra, "encoder")
-    pooled, _, stats = see_all(encoder, *own, batch, keys)
-    kept = {"mean": {"encoder": stats}, "rows": {"pooled": pooled[:, 0]}}
-    large = batch["global"].shape[1]
-    z = {"large": pooled[:, :large], "small": pooled[:, large:]}
-    return z, jax.lax.stop_gradient(kept)
-
-  def couple(params, extra, z, batch, rng, step):
-    given = params["projector"], running(extra, "projector")
-    pooled, large = jnp.concatenate([z["large"], z["small"]], axis=1), z["large"].shape[1]
-    projected, stats = with_statistics(heads["projector"], *given, pooled, train=True)
-    projected = unit(projected)
-    weights = {"params": params["prototypes"]}
-    scores = heads["prototypes"].apply(weights, projected)
-    codes = [
-      _codes(scores[:, i], _remembered(heads["prototypes"], weights, extra, i), eps, iterations)
-      for i in range(large)
-    ]
-    value = losses.swapped_ce(jnp.unstack(scores, axis=1), codes, temperature).mean()
-    rows = {"keys": projected[:, :large]} if queue else {}
-    stats = {"mean": {"projector": stats}, "rows": rows}
-    signs = collapse.features(projected[:, :large]) | collapse.assignments(jnp.stack(codes))
-    return value, (jax.lax.stop_gradient(stats), signs)
-
-  def update(params, extra, stats, step):
-    new = dict(extra)
-    if "stats" in extra:
-      new["stats"] = {k: stats["mean"].get(k, {}) for k in extra["stats"]}
-    if queue:
-      keys, at = jnp.swapaxes(stats["rows"]["keys"], 0, 1), extra["position"]
-      full, position = jax.vmap(losses.enqueue, (0, 0, None))(extra["queue"], keys, at)
-      begun = step >= queue_from
-      new["queue"] = jnp.where(begun, full, extra["queue"])
-      new["position"] = jnp.where(begun, position[0], at)
-      filled = jnp.minimum(extra["filled"] + keys.shape[1], queue)
-      new["filled"] = jnp.where(begun, filled, extra["filled"])
-    return new
-
-  def encode(params, extra, batch, layers=()):
-    return evaluated(encoder, params["encoder"], running(extra, "encoder"), batch["image"], layers)
-
+  parts = Parts(
+    encoder, Projector(projector, projector_norm, dtype=encoder.dtype),
+    Prototypes(prototypes, prototypes_unit, dtype=encoder.dtype), temperature, eps, iterations,
+    queue, queue_from,
+  )  # fmt: skip
+  init, embed, couple, update, encode = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
+  )
   whole = why_whole(encoder, batch_norm)
   loss = coupled(embed, couple)
   return Method(init, loss, update, encode, None, ("global", "index"), embed, couple, whole)
+
+
+def _init(parts: Parts, rng, batch):
+  encoder, width = parts.encoder, parts.projector.sizes[-1]
+  x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
+  rngs = jax.random.split(rng, 3)
+  made = {"encoder": encoder.init(rngs[0], x)}
+  z = jnp.zeros(jax.eval_shape(encoder.apply, made["encoder"], x)["pooled"].shape)
+  made["projector"] = parts.projector.init(rngs[1], z)
+  made["prototypes"] = parts.prototypes.init(rngs[2], jnp.zeros((1, width)))
+  params = {name: variables["params"] for name, variables in made.items()}
+  extra: dict[str, Any] = {"stats": {k: v.get("batch_stats", {}) for k, v in made.items()}}
+  if parts.queue:
+    extra["queue"] = jnp.zeros((batch["global"].shape[1], parts.queue, width))
+    extra["position"], extra["filled"] = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+  return params, extra
+
+
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """Pooled features of global and local views: {"large": [b u d], "small": [b v d]}."""
+  keys = view_keys(example_keys(rng, batch["index"]), batch)
+  own = params["encoder"], running(extra, "encoder")
+  pooled, _, stats = see_all(parts.encoder, *own, batch, keys)
+  kept = {"mean": {"encoder": stats}, "rows": {"pooled": pooled[:, 0]}}
+  large = batch["global"].shape[1]
+  z = {"large": pooled[:, :large], "small": pooled[:, large:]}
+  return z, jax.lax.stop_gradient(kept)
+
+
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  given = params["projector"], running(extra, "projector")
+  pooled, large = jnp.concatenate([z["large"], z["small"]], axis=1), z["large"].shape[1]
+  projected, stats = with_statistics(parts.projector, *given, pooled, train=True)
+  projected = unit(projected)
+  weights = {"params": params["prototypes"]}
+  scores = parts.prototypes.apply(weights, projected)
+  codes = [
+    _codes(parts, scores[:, i], _remembered(parts.prototypes, weights, extra, i))
+    for i in range(large)
+  ]
+  value = losses.swapped_ce(jnp.unstack(scores, axis=1), codes, parts.temperature).mean()
+  rows = {"keys": projected[:, :large]} if parts.queue else {}
+  stats = {"mean": {"projector": stats}, "rows": rows}
+  signs = collapse.features(projected[:, :large]) | collapse.assignments(jnp.stack(codes))
+  return value, (jax.lax.stop_gradient(stats), signs)
 
 
 def _remembered(head, weights, extra, view) -> tuple[jax.Array, jax.Array] | None:
@@ -131,14 +134,35 @@ def _remembered(head, weights, extra, view) -> tuple[jax.Array, jax.Array] | Non
   return head.apply(weights, extra["queue"][view]), extra["filled"] == extra["queue"].shape[1]
 
 
-def _codes(scores, remembered, eps, iterations) -> jax.Array:
+def _codes(parts: Parts, scores, remembered) -> jax.Array:
   """Balanced assignments of one view [b k], together with the queue's where it counts."""
+  given = parts.eps, parts.iterations
   if remembered is None:
-    return losses.sinkhorn_knopp(scores, eps, iterations)
+    return losses.sinkhorn_knopp(scores, *given)
   earlier, counts = remembered
   rows = jnp.concatenate([jnp.broadcast_to(counts, earlier.shape[:1]), jnp.ones(len(scores), bool)])
-  both = losses.sinkhorn_knopp(jnp.concatenate([earlier, scores]), eps, iterations, weights=rows)
+  both = losses.sinkhorn_knopp(jnp.concatenate([earlier, scores]), *given, weights=rows)
   return both[len(earlier) :]
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  new = dict(extra)
+  if "stats" in extra:
+    new["stats"] = {k: stats["mean"].get(k, {}) for k in extra["stats"]}
+  if parts.queue:
+    keys, at = jnp.swapaxes(stats["rows"]["keys"], 0, 1), extra["position"]
+    full, position = jax.vmap(losses.enqueue, (0, 0, None))(extra["queue"], keys, at)
+    begun = step >= parts.queue_from
+    new["queue"] = jnp.where(begun, full, extra["queue"])
+    new["position"] = jnp.where(begun, position[0], at)
+    filled = jnp.minimum(extra["filled"] + keys.shape[1], parts.queue)
+    new["filled"] = jnp.where(begun, filled, extra["filled"])
+  return new
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  stats = running(extra, "encoder")
+  return evaluated(parts.encoder, params["encoder"], stats, batch["image"], layers)
 
 
 def _check(batch_size: int, projector: tuple, prototypes: int, queue: int) -> None:
