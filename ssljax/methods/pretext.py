@@ -41,6 +41,16 @@ class Question(NamedTuple):
   square: bool = True
 
 
+class Parts(NamedTuple):
+  """What the functions of a method share: `projector` is for each picture, `head` for those that
+  tell one answer together."""
+
+  encoder: Any
+  question: Question
+  projector: Projector
+  head: Any
+
+
 def rotation(encoder, *, batch_norm: str = "global") -> Method:
   """A method of `batch["image"]` [b s s c]: all four turns of each image, as examples of their own.
 
@@ -53,8 +63,8 @@ def rotation(encoder, *, batch_norm: str = "global") -> Method:
     ValueError: an unknown name, or images that are not square.
   """
   question = Question(_turned, _turns, 4, 4, losses.rotation_ce)
-  heads = {"projector": Projector(()), "head": Projector((4,), dtype=encoder.dtype)}
-  return _method(encoder, question, heads, batch_norm)
+  head = Projector((4,), dtype=encoder.dtype)
+  return _method(Parts(encoder, question, Projector(()), head), batch_norm)
 
 
 def jigsaw(
@@ -99,11 +109,9 @@ def jigsaw(
   show = functools.partial(_tiles, far_apart(grid, permutations), grid, tile, standardise)
   answer = functools.partial(_orders, permutations)
   question = Question(show, answer, 1, permutations, losses.jigsaw_ce)
-  heads = {
-    "projector": Projector(projector, projector_norm, projector_norm, dtype=encoder.dtype),
-    "head": Projector((permutations,), dtype=encoder.dtype),
-  }
-  return _method(encoder, question, heads, batch_norm)
+  first = Projector(projector, projector_norm, projector_norm, dtype=encoder.dtype)
+  head = Projector((permutations,), dtype=encoder.dtype)
+  return _method(Parts(encoder, question, first, head), batch_norm)
 
 
 def diet(encoder, *, examples: int, smoothing: float = 0.8, batch_norm: str = "global") -> Method:
@@ -129,68 +137,75 @@ def diet(encoder, *, examples: int, smoothing: float = 0.8, batch_norm: str = "g
   show, answer = lambda image, keys: image[:, None], lambda batch, keys: batch["index"][:, None]
   question = Question(show, answer, 1, examples, loss, square=False)
   head = Projector((examples,), bias="none", dtype=encoder.dtype)
-  return _method(encoder, question, {"projector": Projector(()), "head": head}, batch_norm)
+  return _method(Parts(encoder, question, Projector(()), head), batch_norm)
 
 
-def _method(encoder, question: Question, heads: dict[str, Any], batch_norm: str) -> Method:
-  """The method of a question. heads: "projector" for each picture, "head" for those that tell one
-  answer together."""
+def _method(parts: Parts, batch_norm: str) -> Method:
   if batch_norm not in BATCH_NORM:
     raise ValueError(f"method.batch_norm {batch_norm!r} is none of {', '.join(BATCH_NORM)}")
-  projector, head = heads["projector"], heads["head"]
-  asked = question.answers
-
-  def init(rng, batch):
-    x, rngs = _blank(batch["image"], question.square), jax.random.split(rng, 3)
-    shown = jax.eval_shape(question.show, x, rngs[:1]).shape
-    # Of a whole image, not of what is shown: a table of positions is as large as images are.
-    made = {"encoder": encoder.init(rngs[0], x)}
-    pooled = jax.eval_shape(encoder.apply, made["encoder"], jnp.zeros(shown[1:]))["pooled"]
-    made["projector"] = projector.init(rngs[1], jnp.zeros(pooled.shape))
-    z = jax.eval_shape(projector.apply, made["projector"], pooled)
-    made["head"] = head.init(rngs[2], jnp.zeros((asked, z.size // asked)))
-    params = {name: variables.get("params", {}) for name, variables in made.items()}
-    stats = {name: made[name].get("batch_stats", {}) for name in ("encoder", "projector")}
-    return params, jax.tree.map(jnp.copy, {"stats": stats} if any(stats.values()) else {})
-
-  def embed(params, extra, batch, rng, step):
-    """Pooled features of all pictures, [b v d]."""
-    own, further = _keys(rng, batch)
-    shown = question.show(batch["image"], own)
-    keys = jax.vmap(lambda key: jax.random.split(key, shown.shape[1]))(further)
-    given = params["encoder"], running(extra, "encoder"), shown
-    out, stats = see(encoder, *given, keys=keys)
-    z = out["pooled"]
-    # Of the pictures that tell the first answer: for a probe.
-    pooled = z[:, : z.shape[1] // asked].mean(1)
-    return z, jax.lax.stop_gradient({"mean": {"encoder": stats}, "rows": {"pooled": pooled}})
-
-  def couple(params, extra, z, batch, rng, step):
-    given = params["projector"], running(extra, "projector"), z
-    projected, stats = with_statistics(projector, *given, train=True)
-    projected = jax.nn.relu(projected) if projector.sizes else projected
-    together = projected.reshape(len(z) * asked, -1)
-    logits = head.apply({"params": params["head"]}, together)
-    answers = merged(question.answer(batch, _keys(rng, batch)[0]))
-    right = (logits.argmax(-1) == answers).astype(jnp.float32)
-    metrics = {"top1": right.mean()} | collapse.features(z)
-    mean = {"mean": {"projector": stats}}
-    return question.loss(logits, answers).mean(), (jax.lax.stop_gradient(mean), metrics)
-
-  def update(params, extra, stats, step):
-    return {"stats": {k: stats["mean"][k] for k in extra["stats"]}} if extra else extra
-
-  def encode(params, extra, batch, layers=()):
-    stats = running(extra, "encoder")
-    return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
-
-  whole, chance = why_whole(encoder, batch_norm), math.log(question.choices)
+  init, embed, couple, update, encode = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
+  )
+  whole, chance = why_whole(parts.encoder, batch_norm), math.log(parts.question.choices)
   made = Method(init, coupled(embed, couple), update, encode, None, ("image", "index"))
   made = made._replace(whole=whole, chance=chance)
   # Without batch norm in the projector every example has a loss of its own: microbatches are
   # enough, and no feature of the whole batch is kept.
+  projector = parts.projector
   meets = projector.sizes and "batch" in (projector.norm, projector.last)
   return made._replace(embed=embed, couple=couple) if meets else made
+
+
+def _init(parts: Parts, rng, batch):
+  encoder, question, projector, head = parts
+  asked = question.answers
+  x, rngs = _blank(batch["image"], question.square), jax.random.split(rng, 3)
+  shown = jax.eval_shape(question.show, x, rngs[:1]).shape
+  # Of a whole image, not of what is shown: a table of positions is as large as images are.
+  made = {"encoder": encoder.init(rngs[0], x)}
+  pooled = jax.eval_shape(encoder.apply, made["encoder"], jnp.zeros(shown[1:]))["pooled"]
+  made["projector"] = projector.init(rngs[1], jnp.zeros(pooled.shape))
+  z = jax.eval_shape(projector.apply, made["projector"], pooled)
+  made["head"] = head.init(rngs[2], jnp.zeros((asked, z.size // asked)))
+  params = {name: variables.get("params", {}) for name, variables in made.items()}
+  stats = {name: made[name].get("batch_stats", {}) for name in ("encoder", "projector")}
+  return params, jax.tree.map(jnp.copy, {"stats": stats} if any(stats.values()) else {})
+
+
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """Pooled features of all pictures, [b v d]."""
+  own, further = _keys(rng, batch)
+  shown = parts.question.show(batch["image"], own)
+  keys = jax.vmap(lambda key: jax.random.split(key, shown.shape[1]))(further)
+  given = params["encoder"], running(extra, "encoder"), shown
+  out, stats = see(parts.encoder, *given, keys=keys)
+  z = out["pooled"]
+  # Of the pictures that tell the first answer: for a probe.
+  pooled = z[:, : z.shape[1] // parts.question.answers].mean(1)
+  return z, jax.lax.stop_gradient({"mean": {"encoder": stats}, "rows": {"pooled": pooled}})
+
+
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  _, question, projector, head = parts
+  given = params["projector"], running(extra, "projector"), z
+  projected, stats = with_statistics(projector, *given, train=True)
+  projected = jax.nn.relu(projected) if projector.sizes else projected
+  together = projected.reshape(len(z) * question.answers, -1)
+  logits = head.apply({"params": params["head"]}, together)
+  answers = merged(question.answer(batch, _keys(rng, batch)[0]))
+  right = (logits.argmax(-1) == answers).astype(jnp.float32)
+  metrics = {"top1": right.mean()} | collapse.features(z)
+  mean = {"mean": {"projector": stats}}
+  return question.loss(logits, answers).mean(), (jax.lax.stop_gradient(mean), metrics)
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  return {"stats": {k: stats["mean"][k] for k in extra["stats"]}} if extra else extra
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  stats = running(extra, "encoder")
+  return evaluated(parts.encoder, params["encoder"], stats, batch["image"], layers)
 
 
 def far_apart(grid: int, count: int) -> np.ndarray:
