@@ -23,20 +23,16 @@ ROWS = 8192  # of the bank, compared with all centroids at a time
 
 
 class Parts(NamedTuple):
-  """What the functions of the method share. `every` is in steps."""
+  """What the functions of the method share. `clusters`: how many, of each set of centroids by its
+  name; `every` is in steps."""
 
   encoder: Any
   projector: Projector
   examples: int
-  clusters: tuple[int, ...]
+  clusters: dict[str, int]
   every: int
   iterations: int
   temperature: float
-
-  @property
-  def sets(self) -> list[str]:
-    """Names of the sets of centroids."""
-    return [f"set_{i}" for i in range(len(self.clusters))]
 
 
 def deepcluster(
@@ -72,7 +68,8 @@ def deepcluster(
   _check(batch_size, examples, projector, clusters, every, iterations, batch_norm)
   every = every or max(examples // batch_size, 1)
   head = Projector(projector, projector_norm, dtype=encoder.dtype)
-  parts = Parts(encoder, head, examples, tuple(clusters), every, iterations, temperature)
+  sets = {f"set_{i}": count for i, count in enumerate(clusters)}
+  parts = Parts(encoder, head, examples, sets, every, iterations, temperature)
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
   )
@@ -82,7 +79,7 @@ def deepcluster(
 
 
 def _init(parts: Parts, rng, batch):
-  encoder, sets, width = parts.encoder, parts.sets, parts.projector.sizes[-1]
+  encoder, sets, width = parts.encoder, parts.clusters, parts.projector.sizes[-1]
   x = jnp.zeros((1, *batch["global"].shape[2:]), jnp.float32)
   rngs = jax.random.split(rng, 4)
   made = {"encoder": encoder.init(rngs[0], x)}
@@ -92,7 +89,7 @@ def _init(parts: Parts, rng, batch):
   extra["bank"] = jnp.zeros((batch["global"].shape[1], parts.examples, width))
   extra["labels"] = {name: jnp.full(parts.examples, -1, jnp.int32) for name in sets}
   keys = jax.random.split(rngs[2], len(sets))
-  start = (jax.random.normal(key, (k, width)) for key, k in zip(keys, parts.clusters))
+  start = (jax.random.normal(key, (k, width)) for key, k in zip(keys, sets.values()))
   extra["centroids"] = {name: unit(c) for name, c in zip(sets, start)}
   extra["key"] = jax.random.key_data(rngs[3])
   return {name: variables["params"] for name, variables in made.items()}, extra
@@ -118,7 +115,7 @@ def _couple(parts: Parts, params, extra, z, batch, rng, step):
   projected, stats = with_statistics(parts.projector, *given, x, train=True)
   projected, errors = unit(projected), []
   signs: dict[str, Any] = {}
-  for i, name in enumerate(parts.sets):
+  for i, name in enumerate(parts.clusters):
     scores = projected @ jax.lax.stop_gradient(extra["centroids"][name]).T
     labels = _labels(scores[:, i % large], extra["labels"][name][index])
     flat = scores.reshape(-1, scores.shape[-1]) / parts.temperature
@@ -152,10 +149,10 @@ def _update(parts: Parts, params, extra, stats, step):
 def _clustered(parts: Parts, key, bank, step) -> tuple[dict, dict]:
   """Centroids [k d] and labels [n] of each set, of a bank [u n d]."""
   rng = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-  made = {}
-  for i, (name, key) in enumerate(zip(parts.sets, jax.random.split(rng, len(parts.sets)))):
+  made, sets = {}, parts.clusters
+  for i, (name, key) in enumerate(zip(sets, jax.random.split(rng, len(sets)))):
     x = bank[i % len(bank)]
-    made[name] = spherical_kmeans(key, x, parts.clusters[i], parts.iterations)
+    made[name] = spherical_kmeans(key, x, sets[name], parts.iterations)
   return {n: c for n, (c, _) in made.items()}, {n: labels for n, (_, labels) in made.items()}
 
 
