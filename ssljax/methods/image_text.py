@@ -76,9 +76,9 @@ def image_text(
   Raises:
     ValueError: an unknown name, or parts that do not go together.
   """
-  parts = (text_encoder, loss, width, project, scale, bias, row_only_grad)
+  given = (text_encoder, loss, width, project, scale, bias, row_only_grad)
   views = (projector, views_weight, views_temperature)
-  return _pairs(encoder, batch_size, vocabulary, 0, *parts, *views)
+  return _pairs(encoder, batch_size, vocabulary, 0, *given, *views)
 
 
 def flip(
@@ -98,8 +98,8 @@ def flip(
   """
   if encoder.patch is None:
     raise ValueError("method flip hides patches: an encoder of patches is needed, such as a ViT")
-  parts = (text_encoder, "clip", width, "both", scale, 0.0, False)
-  return _pairs(encoder, batch_size, vocabulary, hidden_count, *parts, (), 1.0, 0.1)
+  given = (text_encoder, "clip", width, "both", scale, 0.0, False)
+  return _pairs(encoder, batch_size, vocabulary, hidden_count, *given, (), 1.0, 0.1)
 
 
 def _pairs(
