@@ -104,3 +104,19 @@ def test_a_run_with_other_patches_than_the_encoders_is_refused(data, words):
   config = tiny.config(data=dict(views=recipe | dict(gap=1), views_on=data.get("on", "host")))
   with pytest.raises(ValueError, match=words):
     job_lib.assemble(config_lib.complete(config))
+
+
+def test_batches_of_a_run_have_what_is_left():
+  recipe = dict(name="ssljax.data.gapped_crop", size=(24, 32), patch=(4, 4), gap=2, **WHOLE)
+  recipe |= dict(ratio=(4 / 3, 4 / 3))  # 36 of 48 pixels
+  source = {"image": np.stack([numbered(36, 48)] * 16)}
+  config = tiny.config(data=dict(views=recipe, source=source))
+  with job_lib.assemble(config_lib.complete(config)).batches(0, 1) as batches:
+    image = next(batches)["image"]
+  assert image.shape == (16, 24, 32, 3)
+  corners = image[:, ::4, ::4, :2].astype(int)
+  offsets = corners - 6 * np.stack(np.indices((6, 8)), -1)
+  assert set(np.unique(offsets)) == {0, 1}
+  inside = image[..., :2].reshape(16, 6, 4, 8, 4, 2).swapaxes(2, 3) - corners[:, :, :, None, None]
+  np.testing.assert_array_equal(inside[3, 2, 5], np.stack(np.indices((4, 4)), -1))
+  assert (inside == inside[0, 0, 0]).all()
