@@ -187,15 +187,18 @@ METHODS: dict[str, tuple[dict, dict]] = {
       CROP, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.2), jitter_probability=0.3, gray=0.2,
     )),
   )),
-  "latent_mim": (VIT, dict(
-    method=dict(
-      name="ssljax.methods.latent_prediction", predictor_width=64, predictor_depth=1,
-      predictor_heads=2, loss="info_nce", teacher_sees="targets", evaluate="student",
-      teacher_momentum=dict(schedule="cosine", start=0.99, end=1.0),
+  "latent_mim": (VIT, family(
+    "latent_prediction",
+    dict(
+      views=dict(name="ssljax.data.gapped_crop", patch=(4, 4), gap=1, scale=(0.2, 1.0)),
+      hidden=dict(
+        name="ssljax.data.multiblock.contexts", clones=1, keep=0.25, adjust=0.0, block=1
+      ),
     ),
-    data=dict(views=CROP, hidden=dict(
-      name="ssljax.data.multiblock.contexts", clones=1, keep=0.25, adjust=0.0, block=1,
-    )),
+    predictor="cued", predictor_width=64, predictor_depth=1, predictor_heads=2,
+    projector=(256, 256, 64), loss="info_nce", similarity_weight=0.1,
+    similarity_goal=dict(schedule="cosine", start=0.75, end=0.25), teacher_sees="targets",
+    teacher_momentum=dict(schedule="cosine", start=0.99, end=1.0), evaluate="student",
   )),
   "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
   "swav": (RESNET, family(
