@@ -724,6 +724,24 @@ SIMMIM = dict(layout="replace", head="linear", target="pixels", loss="l1")
 DATA2VEC = SIMMIM | dict(target="teacher", loss="smooth_l1", teacher_layers=2)
 
 
+@pytest.mark.parametrize("norm, axis", [("layer", 2), ("instance", 1)])
+def test_what_data2vec_is_to_predict(norm, axis):
+  encoder, hidden = vit(**TINY), np.arange(6)[None] % 3 != 0
+  method = masked(encoder, int(hidden.sum()), **DATA2VEC, teacher_norm=norm)
+  image = np.random.default_rng(0).normal(size=(4, 8, 12, 3)).astype(np.float32)
+  batch = {"image": image, "hidden": hidden.repeat(4, 0), "index": np.arange(4)}
+  params, extra = method.init(jax.random.key(0), batch)
+  _, (_, metrics) = method.loss(params, extra, batch, jax.random.key(1), 0)
+
+  def normal(x, axis):
+    return (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + 1e-5)
+
+  out = encoder.apply({"params": extra["teacher"]["encoder"]}, image, layers=(-2, -1))
+  blocks = [np.float64(out[f"layer_{i}"])[:, encoder.prefix :] for i in range(encoder.depth)[-2:]]
+  want = normal(np.mean([normal(x, axis) for x in blocks], 0), 2)[:, hidden[0]]
+  np.testing.assert_allclose(metrics["target_std"], want.std((0, 1)).mean(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("arguments", [SIMMIM, DATA2VEC], ids=["simmim", "data2vec"])
 def test_decay_of_simmim_and_data2vec(arguments):
   encoder = vit(**TINY, positions="relative", layer_scale=0.1, qkv_bias="qv", init_kernels="beit")

@@ -30,6 +30,7 @@ CHOICES = {
   "layout": ("drop", "replace"),
   "head": ("decoder", "linear"),
   "target": ("normalised_pixels", "pixels", "teacher"),
+  "teacher_norm": ("layer", "instance"),
   "loss": tuple(LOSSES),
 }
 
@@ -47,6 +48,7 @@ class Parts(NamedTuple):
   sizes: tuple[int, int, int]
   momentum: Callable
   teacher_layers: int
+  teacher_norm: str
 
 
 def masked(
@@ -63,6 +65,7 @@ def masked(
   decoder_heads: int = 16,
   teacher_momentum=0.9998,
   teacher_layers: int = 6,
+  teacher_norm: str = "layer",
 ) -> Method:
   """A masked-prediction method.
 
@@ -76,12 +79,15 @@ def masked(
     target: "normalised_pixels", "pixels", or "teacher": the mean of the last `teacher_layers`
       normalised blocks of an average of the encoder, moved by `teacher_momentum` (a number, or a
       schedule of the step) after each step, seeing the whole example.
+    teacher_norm: of each block, "layer" (each token over its channels) or "instance" (each channel
+      over the tokens, as for audio and in data2vec 2.0: what all tokens of an example share is no
+      part of the target).
     loss: "l2", "l1", or "smooth_l1" with `loss_beta`.
 
   Raises:
     ValueError: an unknown name, or parts that do not go together.
   """
-  _check(dict(layout=layout, head=head, target=target, loss=loss))
+  _check(dict(layout=layout, head=head, target=target, loss=loss, teacher_norm=teacher_norm))
   if encoder.patch is None:
     raise ValueError("masked prediction hides patches: it needs an encoder of patches, such as vit")
   loss_fn = LOSSES[loss]
@@ -90,7 +96,7 @@ def masked(
   parts = Parts(
     encoder, hidden_count, layout, head, target, loss_fn,
     (decoder_width, decoder_depth, decoder_heads), schedules.moving(teacher_momentum),
-    teacher_layers,
+    teacher_layers, teacher_norm,
   )  # fmt: skip
   init, loss_and_stats, update, encode, reconstruct = (
     functools.partial(f, parts) for f in (_init, _loss, _update, _encode, _reconstruct)
@@ -171,7 +177,7 @@ def _target(parts: Parts, extra, x: jax.Array) -> jax.Array:
     variables = {"params": extra["teacher"]["encoder"]}
     out = encoder.apply(variables, x, layers=tuple(last))
     blocks = [out[f"layer_{encoder.depth + i}"][:, encoder.prefix :] for i in last]
-    return jax.lax.stop_gradient(targets.average_layers(blocks))
+    return jax.lax.stop_gradient(targets.average_layers(blocks, norm=parts.teacher_norm))
   patches = tokens_lib.patchify(x, encoder.patch)
   return targets.normalised_pixels(patches) if parts.target == "normalised_pixels" else patches
 

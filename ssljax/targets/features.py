@@ -56,21 +56,27 @@ def instance_normalise(x: jax.Array, eps: float = 1e-5) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.square(x).mean(-2, keepdims=True) + eps)
 
 
-def average_layers(layers: Sequence[jax.Array], eps: float = 1e-5) -> jax.Array:
+def average_layers(
+  layers: Sequence[jax.Array], eps: float = 1e-5, norm: str = "layer"
+) -> jax.Array:
   """The target of data2vec for images: k × [b n d] -> [b n d].
 
-  Formula: LN(mean over the k layers of LN(layer)), LN over channels without parameters.
-  Source: data2vec, Baevski et al. 2022, 2202.03555.
-  Tested: NumPy; torch layer_norm.
+  Formula: LN(mean over the k layers of norm(layer)); LN, and norm "layer": over channels, norm
+    "instance": `instance_normalise`, each channel over the tokens; neither has parameters.
+  Source: data2vec, Baevski et al. 2022, 2202.03555 (layer); data2vec 2.0, 2212.07525 (instance).
+  Tested: NumPy; torch layer_norm, instance_norm.
 
-  Each layer is normalised over its channels, the k layers are averaged, and the average is
-  normalised once more, as in the published command; `layers` are the top k blocks' outputs (6 for
-  images). eps is the 1e-5 of the original's functional layer norm, not the encoder's 1e-6.
+  Each layer is normalised, the k layers are averaged, and the average is normalised once more, as
+  in the published commands; `layers` are the top k blocks' outputs (6 for images). eps is the 1e-5
+  of the original's functional layer norm, not the encoder's 1e-6.
 
   >>> targets.average_layers([jnp.ones((4, 9, 2)), jnp.zeros((4, 9, 2))]).shape
   (4, 9, 2)
   """
-  mean = jnp.stack([layer_normalise(x, eps) for x in layers]).mean(0)
+  kinds = {"layer": layer_normalise, "instance": instance_normalise}
+  if norm not in kinds:
+    raise ValueError(f"norm must be one of {', '.join(kinds)}, not {norm!r}")
+  mean = jnp.stack([kinds[norm](x, eps) for x in layers]).mean(0)
   return layer_normalise(mean, eps)
 
 

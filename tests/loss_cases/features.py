@@ -10,6 +10,10 @@ def layer_norm(x, eps=1e-5, ddof=0):
   return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, ddof=ddof, keepdims=True) + eps)
 
 
+def over_tokens(x):
+  return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+
+
 def average(layers):
   return layer_norm(np.mean([layer_norm(x) for x in layers], 0))
 
@@ -56,13 +60,19 @@ CASES = [
     "instance_normalise",
     tokens,
     targets.instance_normalise,
-    lambda x: (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5),
+    over_tokens,
   ),
   Case(
     "average_layers",
     lambda rng, b: {f"x{i}": rng.normal(i, 1 + i, (b, 5, 6)) for i in range(3)},
     lambda **layers: targets.average_layers(list(layers.values())),
     lambda **layers: average(list(layers.values())),
+  ),
+  Case(
+    "average_layers/instance",
+    lambda rng, b: {f"x{i}": rng.normal(i, 1 + i, (b, 5, 6)) for i in range(3)},
+    lambda **layers: targets.average_layers(list(layers.values()), norm="instance"),
+    lambda **layers: layer_norm(np.mean([over_tokens(x) for x in layers.values()], 0), 1e-5),
   ),
   Case(
     "l2_normalise",

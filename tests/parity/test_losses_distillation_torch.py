@@ -114,6 +114,9 @@ def test_normalisers():
   layers = [both(4, 3, 6, seed=i) for i in range(3)]
   mean = torch.stack([F.layer_norm(y, (6,)) for _, y in layers]).mean(0)
   close(targets.average_layers([y for y, _ in layers]), F.layer_norm(mean, (6,)))
+  mean = torch.stack([F.instance_norm(y.mT).mT for _, y in layers]).mean(0)
+  want = F.layer_norm(mean, (6,))
+  close(targets.average_layers([y for y, _ in layers], norm="instance"), want)
 
 
 def test_standardise_in_training_and_afterwards():
