@@ -14,12 +14,13 @@ teacher moves before the step, here after it: the same sequence, its momentum on
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ssljax import collapse, losses, schedules, targets
+from ssljax import collapse, losses, names, schedules, targets
 from ssljax.models import contexts
 from ssljax.models import tokens as tokens_lib
 from ssljax.models.heads import unit
@@ -38,6 +39,25 @@ CHOICES = {
   "teacher_sees": ("all", "targets"),
   "evaluate": ("teacher", "student"),
 }
+
+
+class Parts(NamedTuple):
+  """What the functions of the method share. `loss`: ([b n d], [b n d]) -> [b]; `apart`: the teacher
+  sees the targets alone; `one_list`: there must be one list of them."""
+
+  tower: contexts.Projected
+  head: Any
+  noise: float
+  target_layers: int
+  loss: Callable
+  loss_scale: float
+  class_weight: float
+  similarity_weight: float
+  similarity_goal: Callable
+  momentum: Callable
+  apart: bool
+  one_list: bool
+  evaluate: str
 
 
 def latent_prediction(
@@ -99,74 +119,86 @@ def latent_prediction(
   """
   given = dict(predictor=predictor, loss=loss, teacher_sees=teacher_sees, evaluate=evaluate)
   _check(encoder, given, class_weight, noise, target_layers, projector)
-  momentum, goal = schedules.moving(teacher_momentum), schedules.moving(similarity_goal)
-  contrast, apart = loss == "info_nce", teacher_sees == "targets"
   loss_fn = LOSSES[loss]
   if loss == "smooth_l1":
     loss_fn = functools.partial(loss_fn, beta=loss_beta)
-  elif contrast:
+  elif loss == "info_nce":
     loss_fn = functools.partial(_contrast, temperature)
   tower = contexts.Projected(encoder, projector)
   sizes = predictor_width, predictor_depth, predictor_heads, predictor_kernel, predictor_groups
-  head = contexts.beside(encoder, predictor, *sizes, tower.width)
-
-  def init(rng, batch):
-    lists = math.prod(batch["targets"].shape[1:3])
-    if (contrast or apart) and lists != 1:
-      raise ValueError(
-        f'method.loss "info_nce" and method.teacher_sees "targets" need one list of targets, not'
-        f" {lists}: data.hidden=dict(name='ssljax.data.multiblock.contexts', clones=1)"
-      )
-    params = contexts.init(tower, head, rng, batch, noise)
-    online = {name: x for name, x in params.items() if name != "predictor"}
-    return params, {"teacher": jax.tree.map(jnp.copy, online)}
-
-  def target(teacher, x, keep):
-    """At the places `keep` that the teacher sees, or at all: [b n d]; its pooled features [b d],
-    before any normalisation: what knows its place alone differs between tokens, not there."""
-    maps, pooled = tower.taught(teacher, x, target_layers, keep)
-    if target_layers:
-      maps = [targets.instance_normalise(one) for one in maps]
-    mean = jnp.stack(maps).mean(0)
-    return mean if projector else targets.layer_normalise(mean), pooled
-
-  def embed(params, extra, batch, rng, step):
-    """Of each example its loss and similarities [b], the teacher's pooled features [b d]."""
-    keys = example_keys(rng, batch["index"])
-    pred, seen = contexts.predict(tower, head, params, batch, keys, noise)
-    b, d = len(pred), tower.width
-    places, pred = batch["targets"].reshape(b, -1), pred.reshape(b, -1, d)
-    keep = places if apart else None
-    wanted, pooled = target(extra["teacher"], batch["image"], keep)
-    z = {"loss": loss_fn(pred, wanted if apart else tokens_lib.take(wanted, places))}
-    if class_weight:
-      first = seen[:, :, 0]
-      mean = jnp.broadcast_to(wanted.mean(1, keepdims=True), first.shape)
-      z["loss"] += class_weight * loss_fn(first, mean)
-    if similarity_weight:
-      z["similarity_predicted"] = _alike(pred)
-      z["similarity_seen"] = _alike(seen[:, :, encoder.prefix :].reshape(b, -1, d))
-    return z | {"pooled": pooled}, {"rows": {"pooled": pooled}}
-
-  def couple(params, extra, z, batch, rng, step):
-    value = loss_scale * z["loss"].mean()
-    means = {name: x.mean() for name, x in z.items() if name.startswith("similarity")}
-    for mean in means.values():
-      value += similarity_weight * jnp.square(mean - goal(step))
-    return value, ({}, means | collapse.features(z["pooled"]))
-
-  def update(params, extra, stats, step):
-    online = {name: params[name] for name in extra["teacher"]}
-    return {"teacher": optax.incremental_update(online, extra["teacher"], 1.0 - momentum(step))}
-
-  def encode(params, extra, batch, layers=()):
-    weights = (extra["teacher"] if evaluate == "teacher" else params)["encoder"]
-    return evaluated(encoder, weights, {}, batch["image"], layers)
-
+  parts = Parts(
+    tower=tower, head=contexts.beside(encoder, predictor, *sizes, tower.width), noise=noise,
+    target_layers=target_layers, loss=loss_fn, loss_scale=loss_scale, class_weight=class_weight,
+    similarity_weight=similarity_weight, similarity_goal=schedules.moving(similarity_goal),
+    momentum=schedules.moving(teacher_momentum), apart=teacher_sees == "targets",
+    one_list=loss == "info_nce" or teacher_sees == "targets", evaluate=evaluate,
+  )  # fmt: skip
+  init, embed, couple, update, encode = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
+  )
   needs = ("image", "context", "targets", "index")
   # The mean of losses alone needs no second pass over microbatches.
-  parts = (embed, couple) if similarity_weight else (None, None)
-  return Method(init, coupled(embed, couple), update, encode, None, needs, *parts)
+  exact = (embed, couple) if similarity_weight else (None, None)
+  return Method(init, coupled(embed, couple), update, encode, None, needs, *exact)
+
+
+def _init(parts: Parts, rng, batch):
+  lists = math.prod(batch["targets"].shape[1:3])
+  if parts.one_list and lists != 1:
+    raise ValueError(
+      f'method.loss "info_nce" and method.teacher_sees "targets" need one list of targets, not'
+      f" {lists}: data.hidden=dict(name='ssljax.data.multiblock.contexts', clones=1)"
+    )
+  params = contexts.init(parts.tower, parts.head, rng, batch, parts.noise)
+  online = {name: x for name, x in params.items() if name != "predictor"}
+  return params, {"teacher": jax.tree.map(jnp.copy, online)}
+
+
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """Of each example its loss and similarities [b], the teacher's pooled features [b d]."""
+  tower, keys = parts.tower, example_keys(rng, batch["index"])
+  pred, seen = contexts.predict(tower, parts.head, params, batch, keys, parts.noise)
+  b, d = len(pred), tower.width
+  places, pred = batch["targets"].reshape(b, -1), pred.reshape(b, -1, d)
+  keep = places if parts.apart else None
+  wanted, pooled = _target(parts, extra["teacher"], batch["image"], keep)
+  z = {"loss": parts.loss(pred, wanted if parts.apart else tokens_lib.take(wanted, places))}
+  if parts.class_weight:
+    first = seen[:, :, 0]
+    mean = jnp.broadcast_to(wanted.mean(1, keepdims=True), first.shape)
+    z["loss"] += parts.class_weight * parts.loss(first, mean)
+  if parts.similarity_weight:
+    z["similarity_predicted"] = _alike(pred)
+    z["similarity_seen"] = _alike(seen[:, :, tower.encoder.prefix :].reshape(b, -1, d))
+  return z | {"pooled": pooled}, {"rows": {"pooled": pooled}}
+
+
+def _target(parts: Parts, teacher, x, keep):
+  """At the places `keep` that the teacher sees, or at all: [b n d]; its pooled features [b d],
+  before any normalisation: what knows its place alone differs between tokens, not there."""
+  maps, pooled = parts.tower.taught(teacher, x, parts.target_layers, keep)
+  if parts.target_layers:
+    maps = [targets.instance_normalise(one) for one in maps]
+  mean = jnp.stack(maps).mean(0)
+  return mean if parts.tower.sizes else targets.layer_normalise(mean), pooled
+
+
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  value = parts.loss_scale * z["loss"].mean()
+  means = {name: x.mean() for name, x in z.items() if name.startswith("similarity")}
+  for mean in means.values():
+    value += parts.similarity_weight * jnp.square(mean - parts.similarity_goal(step))
+  return value, ({}, means | collapse.features(z["pooled"]))
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  online, rate = {name: params[name] for name in extra["teacher"]}, 1.0 - parts.momentum(step)
+  return {"teacher": optax.incremental_update(online, extra["teacher"], rate)}
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  weights = (extra["teacher"] if parts.evaluate == "teacher" else params)["encoder"]
+  return evaluated(parts.tower.encoder, weights, {}, batch["image"], layers)
 
 
 def _contrast(temperature: float, pred: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -180,10 +212,7 @@ def _alike(x: jax.Array) -> jax.Array:
 
 
 def _check(encoder, given, class_weight: float, noise: float, layers: int, projector: tuple):
-  for argument, value in given.items():
-    if value not in CHOICES[argument]:
-      names = ", ".join(CHOICES[argument])
-      raise ValueError(f"method.{argument} {value!r} is none of {names}")
+  names.choices(given, CHOICES)
   wrong = (
     (
       encoder.patch is None or encoder.positions == "relative",
