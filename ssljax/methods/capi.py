@@ -81,8 +81,9 @@ def capi(
     encoder.init_kernels, encoder.drop_path, encoder.remat, encoder.dtype,
   )  # fmt: skip
   parts = Parts(
-    encoder, predictor, Prototypes(clusters, "use", dtype=encoder.dtype), student_temperature,
-    cluster_temperature, sinkhorn_temperature, sinkhorn_steps, rate, evaluate,
+    encoder=encoder, predictor=predictor, head=Prototypes(clusters, "use", dtype=encoder.dtype),
+    heat=student_temperature, cluster_heat=cluster_temperature, sinkhorn_heat=sinkhorn_temperature,
+    sinkhorn_steps=sinkhorn_steps, rate=rate, evaluate=evaluate,
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)

@@ -69,7 +69,10 @@ def deepcluster(
   every = every or max(examples // batch_size, 1)
   head = Projector(projector, projector_norm, dtype=encoder.dtype)
   sets = {f"set_{i}": count for i, count in enumerate(clusters)}
-  parts = Parts(encoder, head, examples, sets, every, iterations, temperature)
+  parts = Parts(
+    encoder=encoder, projector=head, examples=examples, clusters=sets, every=every,
+    iterations=iterations, temperature=temperature,
+  )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
   )

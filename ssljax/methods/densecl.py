@@ -71,7 +71,10 @@ def densecl(
   sizes = dict(zip(HEADS, (projector, dense_projector)))
   heads = {name: Projector(s, "none", dtype=encoder.dtype) for name, s in sizes.items()}
   moved = schedules.moving(momentum)
-  parts = Parts(encoder, heads, temperature, dense_weight, dense_from, moved, queue)
+  parts = Parts(
+    encoder=encoder, heads=heads, temperature=temperature, dense_weight=dense_weight,
+    dense_from=dense_from, momentum=moved, queue=queue,
+  )  # fmt: skip
   init, loss, update, encode = (
     functools.partial(f, parts) for f in (_init, _loss, _update, _encode)
   )

@@ -112,10 +112,11 @@ def _pairs(
   linear = functools.partial(Projector, norm="none", bias=biases, start="normal")
   maps = ("text_projection", *(("image_projection",) if project == "both" else ()))
   parts = Parts(
-    encoder, text_encoder(vocabulary, dtype=encoder.dtype),
-    {name: linear((size,), dtype=encoder.dtype) for name in maps},
-    Projector(projector, last="none", dtype=encoder.dtype) if projector else None,
-    hidden_count, loss, scale, bias, row_only_grad, views_weight, views_temperature,
+    encoder=encoder, reader=text_encoder(vocabulary, dtype=encoder.dtype),
+    to_common={name: linear((size,), dtype=encoder.dtype) for name in maps},
+    projector=Projector(projector, last="none", dtype=encoder.dtype) if projector else None,
+    hidden_count=hidden_count, loss=loss, scale=scale, bias=bias, row_only_grad=row_only_grad,
+    views_weight=views_weight, views_temperature=views_temperature,
   )  # fmt: skip
   init, embed, couple, update, encode, encode_text = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode, _encode_text)

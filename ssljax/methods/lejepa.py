@@ -64,7 +64,10 @@ def lejepa(
   """
   _check(dict(center=center, batch_norm=batch_norm), batch_size)
   head = Projector(projector, projector_norm, bias=projector_bias, dtype=encoder.dtype)
-  parts = Parts(encoder, head, tuple(views), weight, directions, center)
+  parts = Parts(
+    encoder=encoder, projector=head, views=tuple(views), weight=weight, directions=directions,
+    center=center,
+  )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
   )

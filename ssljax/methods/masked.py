@@ -94,9 +94,10 @@ def masked(
   if loss == "smooth_l1":
     loss_fn = functools.partial(loss_fn, beta=loss_beta)
   parts = Parts(
-    encoder, hidden_count, layout, head, target, loss_fn,
-    (decoder_width, decoder_depth, decoder_heads), schedules.moving(teacher_momentum),
-    teacher_layers, teacher_norm,
+    encoder=encoder, hidden_count=hidden_count, layout=layout, head=head, target=target,
+    loss=loss_fn, sizes=(decoder_width, decoder_depth, decoder_heads),
+    momentum=schedules.moving(teacher_momentum), teacher_layers=teacher_layers,
+    teacher_norm=teacher_norm,
   )  # fmt: skip
   init, loss_and_stats, update, encode, reconstruct = (
     functools.partial(f, parts) for f in (_init, _loss, _update, _encode, _reconstruct)

@@ -87,8 +87,9 @@ def msn(
   )  # fmt: skip
   projector = Projector(head, head_norm, activation="gelu", start=head_start, dtype=encoder.dtype)
   parts = Parts(
-    encoder, hidden_count, projector, Prototypes(prototypes), loss, temperature * sharpening,
-    schedules.moving(momentum), evaluate,
+    encoder=encoder, hidden_count=hidden_count, head=projector, prototypes=Prototypes(prototypes),
+    loss=loss, heat=temperature * sharpening, momentum=schedules.moving(momentum),
+    evaluate=evaluate,
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)

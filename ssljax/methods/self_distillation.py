@@ -124,10 +124,12 @@ def self_distillation(
   heads = {name: DINOHead(out, *sizes, **rest) for name, out in outs.items()}
   moving = schedules.moving
   parts = Parts(
-    encoder, heads, [*heads][-1] if patches else "", hidden_count, hide, balance, patch_center,
-    center_momentum, moving(momentum), student_temperature, moving(teacher_temperature),
-    moving(patch_temperature or teacher_temperature), moving(patch_weight),
-    moving(koleo_weight) if koleo_weight else None,
+    encoder=encoder, heads=heads, on_patches=[*heads][-1] if patches else "",
+    hidden_count=hidden_count, hide=hide, balance=balance, patch_center=patch_center,
+    center_momentum=center_momentum, momentum=moving(momentum), heat=student_temperature,
+    teacher_heat=moving(teacher_temperature),
+    patch_heat=moving(patch_temperature or teacher_temperature), patch_weight=moving(patch_weight),
+    koleo_weight=moving(koleo_weight) if koleo_weight else None,
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)

@@ -70,9 +70,9 @@ def swav(
   names.choices(dict(prototypes_unit=prototypes_unit, batch_norm=batch_norm), CHOICES)
   _check(batch_size, projector, prototypes, queue)
   parts = Parts(
-    encoder, Projector(projector, projector_norm, dtype=encoder.dtype),
-    Prototypes(prototypes, prototypes_unit, dtype=encoder.dtype), temperature, eps, iterations,
-    queue, queue_from,
+    encoder=encoder, projector=Projector(projector, projector_norm, dtype=encoder.dtype),
+    prototypes=Prototypes(prototypes, prototypes_unit, dtype=encoder.dtype),
+    temperature=temperature, eps=eps, iterations=iterations, queue=queue, queue_from=queue_from,
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)

@@ -159,9 +159,9 @@ def two_view(
   called.check_terms(terms or {}, len(student))
   run = functools.partial(run_views, together=norm_views == "together")
   parts = Parts(
-    encoder, heads, run, loss, loss_scale, target, directions, student, taught,
-    schedules.moving(momentum), queue, queued, called.asked(loss),
-    terms or {},
+    encoder=encoder, heads=heads, run=run, loss=loss, loss_scale=loss_scale, target=target,
+    directions=directions, student=student, taught=taught, momentum=schedules.moving(momentum),
+    queue=queue, queued=queued, asked=called.asked(loss), terms=terms or {},
   )  # fmt: skip
   init, embed, couple, update, encode = (
     functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
