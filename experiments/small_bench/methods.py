@@ -107,10 +107,12 @@ METHODS: dict[str, tuple[dict, dict]] = {
     dict(name="units", unit=2, ratio=0.6), layout="replace", head="linear", target="pixels",
     loss="l1",
   ) | dict(total_steps=LONG)),
+  # Targets as for audio and in 2.0, blocks scaled as in the paper: as for images, but without
+  # scales, all places of a picture became alike, and its features worse than untrained ones.
   "data2vec": (VIT, masked(
     dict(name="block", count=38), layout="replace", head="linear", target="teacher",
-    loss="smooth_l1", teacher_momentum=0.99, teacher_layers=2,
-  ) | dict(total_steps=LONG)),
+    loss="smooth_l1", teacher_momentum=0.999, teacher_layers=2, teacher_norm="instance",
+  ) | dict(total_steps=LONG, encoder=dict(layer_scale=0.1))),
   "simclr": (RESNET, two_view(
     "nt_xent", (256, 128), dict(temperature=0.5), projector_last="batch",
   )),
