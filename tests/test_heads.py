@@ -251,7 +251,7 @@ def test_flops_of_a_projector():
 
 def test_errors():
   for head, message in (
-    (Projector((4,), norm="layer"), "Projector.norm 'layer' is none of batch, none"),
+    (Projector((4,), norm="group"), "Projector.norm 'group' is none of batch, layer, none"),
     (
       Projector((4,), last="affine"),
       "Projector.last 'affine' is none of none, batch, scale, plain",

@@ -15,7 +15,7 @@ ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),  # linen's default is the tanh form
 }
 CHOICES: dict[str, Sequence[str]] = {
-  "norm": ("batch", "none"),
+  "norm": ("batch", "layer", "none"),
   "last": ("none", "batch", "scale", "plain", "whiten"),
   "bias": ("auto", "all", "none", "hidden"),
   "activation": tuple(ACTIVATIONS),
@@ -29,7 +29,7 @@ class Projector(nn.Module):
   """Linear layers with batch norm and an activation between them: [… d] -> [… sizes[-1]].
 
   sizes: widths of the layers, the last one's included; () is the identity.
-  norm: "batch" or "none" after all layers but the last.
+  norm: "batch", "layer" or "none" after all layers but the last.
   last: after the last layer "none", "batch" (scale and shift), "scale" (no shift: SimCLR), "plain"
     (neither: SimSiam) or "whiten": the function of that name, [b d] -> [b d], then scale and shift
     (VIbCReg).
@@ -62,6 +62,8 @@ class Projector(nn.Module):
       x = linear(size, x, self.start, bias, self.dtype, f"layer_{i}")
       if norm == "whiten":
         x = self._whitened(x, f"norm_{i}")
+      elif norm == "layer":
+        x = layers_lib.layer_norm(f"norm_{i}", self.eps, self.dtype)(x)
       elif norm != "none":
         x = BatchNorm(
           self.momentum, self.eps, use_scale=norm != "plain", use_bias=norm == "batch",
