@@ -8,7 +8,7 @@ from PIL import Image
 
 from ssljax import views as device
 from ssljax.data import direct, order, views
-from ssljax.data.pipeline import batches
+from ssljax.data.pipeline import batches, examples
 from ssljax.data.sources import open_source
 from ssljax.methods.vicregl import places
 
@@ -110,3 +110,12 @@ def test_none_unless_asked():
   source = open_source({"image": atlas()[None].repeat(4, 0)})
   with batches(source, batch_size=4, views=views.two_views(size=(32, 32)), steps=1) as stream:
     assert "boxes" not in next(stream)
+
+
+def test_a_batch_without_a_readable_picture(tmp_path):
+  (tmp_path / "a.jpg").write_bytes(b"\xff\xd8")
+  source = folder(tmp_path)
+  with examples(source, batch_size=1, views=views.two_views(size=(16, 16), **PAIR)) as stream:
+    *_, good, bad = stream
+  assert not bad["valid"][0] and not bad["boxes"].any() and bad["boxes"].dtype == np.float32
+  assert good["valid"][0] and good["boxes"].shape == bad["boxes"].shape == (1, 2, 4)
