@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ssljax.data.views import recipe_of
 from ssljax.step import Method
 
 
@@ -28,6 +29,16 @@ def needs(config: Mapping, method: Method, batch: Mapping) -> None:
     f"{config['method']['name']} needs {', '.join(missing)} in the batch, which has"
     f" {', '.join(batch)}{hint}"
   )
+
+
+def patches(encoder: Any, views: Any) -> None:
+  """Raises ValueError where views are put together from other patches than the encoder sees."""
+  for view in recipe_of(views).each():
+    if view.patch and view.patch != encoder.patch:
+      raise ValueError(
+        f"data.views.patch {view.patch} is not encoder.patch {encoder.patch}: the edges of the"
+        " patches that the views are put together from would lie within those that the encoder sees"
+      )
 
 
 def size(method: Mapping, source: Any) -> None:

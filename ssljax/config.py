@@ -269,8 +269,11 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping, now: Mapping, new_schedule: bool = False) -> list[str]:
-  """Keys that must agree between a run and its resumption and do not, as «key: old -> new»."""
-  before, after = flatten(as_json(saved)), flatten(as_json(now))
+  """Keys that must agree between a run and its resumption and do not, as «key: old -> new».
+
+  An argument that is newer than the run had, in it, the value of its default.
+  """
+  before, after = flatten(as_json(_brought_up(saved))), flatten(as_json(now))
   free = FREE + (("total_steps", "schedule") if new_schedule else ())
   changed = []
   for key in sorted({*before, *after}):
@@ -279,6 +282,13 @@ def differences(saved: Mapping, now: Mapping, new_schedule: bool = False) -> lis
     if before.get(key) != after.get(key):
       changed.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
   return changed
+
+
+def _brought_up(saved: Mapping) -> Mapping:
+  try:
+    return complete(saved)
+  except ValueError:  # it names what no longer exists: the comparison says what that is now
+    return saved
 
 
 def override(config: Mapping, settings: Mapping[str, str]) -> dict:

@@ -153,6 +153,7 @@ def assemble(
       "data.eval_views must give one view, e.g. dict(name='ssljax.data.views.resize_crop'), not"
       f" {data['eval_views']['name']}"
     )
+  checks.patches(encoder, views)
   if source is None:
     source = open_source(config, data["split"])
   feed = on_device.feed(config, source, views, planned)

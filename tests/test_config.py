@@ -1,5 +1,6 @@
 """Configs: the signature is the schema; mistakes are named with the nearest right words."""
 
+import copy
 import importlib.util
 import json
 import pathlib
@@ -273,6 +274,18 @@ def test_differences_name_what_is_learnt_and_leave_the_rest_free():
   assert config_lib.differences(before, config_lib.override(before, learnt)) == [
     "batch_size: 16 -> 8", "encoder.depth: 2 -> 3", "optimizer.clip: 1.0 -> 2.0", "seed: 0 -> 1",
   ]  # fmt: skip
+
+
+def test_an_argument_newer_than_the_run_is_its_default():
+  now = config_lib.complete(tiny.config())
+  older = copy.deepcopy(now)
+  del older["encoder"]["drop_path"], older["schedule"]["end"], older["data"]["max_pixels"]
+  assert config_lib.differences(older, now) == []
+  changed = config_lib.override(now, {"encoder.drop_path": "0.3"})
+  assert config_lib.differences(older, changed) == ["encoder.drop_path: 0.0 -> 0.3"]
+  # A key that is no more is one: what it did may be missed.
+  older["encoder"]["gone"] = 1
+  assert "encoder.gone: 1 -> None" in config_lib.differences(older, now)
 
 
 def test_the_schedule_may_differ_only_when_it_is_allowed():

@@ -46,6 +46,17 @@ FORMS = {
     dict(sizes=(4,), last="batch"),
     {"layer_0/kernel", "norm_0/scale", "norm_0/bias"},
   ),
+  "Latent MIM": (
+    dict(sizes=(8, 4), norm="layer", last="layer"),
+    {
+      "layer_0/kernel",
+      "norm_0/scale",
+      "norm_0/bias",
+      "layer_1/kernel",
+      "norm_1/scale",
+      "norm_1/bias",
+    },
+  ),
   "linear": (dict(sizes=(4,)), {"layer_0/kernel", "layer_0/bias"}),
   "nothing": (dict(sizes=()), set()),
 }
@@ -80,7 +91,8 @@ def test_forms_on_shapes(form):
   assert set(named(variables.get("params", {}))) == names
   norms = {n for n in named(variables) if n.startswith("batch_stats")}
   last = arguments.get("last", "none") != "none"
-  expected = len(arguments["sizes"]) - 1 + last if arguments.get("norm") != "none" else 0
+  batch = arguments.get("norm", "batch") == "batch"  # the others keep no statistics
+  expected = len(arguments["sizes"]) - 1 + last if batch else 0
   assert len(norms) == 2 * max(expected, 0)
   out, _ = jax.eval_shape(
     functools.partial(head.apply, train=True, mutable=MUTABLE), variables, jnp.asarray(X)
@@ -254,7 +266,7 @@ def test_errors():
     (Projector((4,), norm="group"), "Projector.norm 'group' is none of batch, layer, none"),
     (
       Projector((4,), last="affine"),
-      "Projector.last 'affine' is none of none, batch, scale, plain",
+      "Projector.last 'affine' is none of none, batch, layer, scale, plain",
     ),
     (Projector((4,), bias="some"), "Projector.bias 'some' is none of auto"),
     (Projector((4,), activation="tanh"), "Projector.activation 'tanh'"),

@@ -17,6 +17,7 @@ from ssljax import job as job_lib
 from ssljax.data.multiblock import contexts, multiblock
 from ssljax.load import load
 from ssljax.methods.latent_prediction import latent_prediction
+from ssljax.models.cued import CuedPredictor
 from ssljax.models.predictors import PlacePredictor
 from ssljax.models.vit import vit
 
@@ -82,13 +83,33 @@ def test_several_contexts_are_the_mean_of_each_alone():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
+def in_numpy(pred, seen, taught, goal=0.0, weight=0.0, temperature=0.3):
+  """Latent MIM's loss from predictions and targets [b t d] and what was seen [b k d]."""
+
+  def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+  found, cosines = [], {"pred": [], "seen": []}
+  for p, s, t in zip(*(np.asarray(x, np.float64) for x in (pred, seen, taught))):
+    alone = (p - p.mean(0)) / (p.std(0, ddof=1) + 1e-4)
+    scores = unit(alone) @ unit(t).T / temperature
+    found.append((np.log(np.exp(scores).sum(-1)) - np.diag(scores)).mean())
+    cosines["pred"].append(np.mean([a @ b for a in unit(p) for b in unit(p)]))
+    cosines["seen"].append(np.mean([a @ b for a in unit(s) for b in unit(s)]))
+  penalty = sum((np.mean(x) - goal) ** 2 for x in cosines.values())
+  return 2 * temperature * np.mean(found) + weight * penalty, cosines
+
+
+CONTRAST = dict(
+  predictor_width=16, predictor_depth=1, loss="info_nce", temperature=0.3, teacher_sees="targets"
+)
+FEW = dict(clones=1, keep=0.25, adjust=0.0, block=1)
+
+
 def test_contrast_with_a_teacher_that_sees_the_targets_alone_in_numpy():
-  """Latent MIM's loss: no place that was seen takes part in a target."""
+  """No place that was seen takes part in a target."""
   encoder = vit(**TINY)
-  method, batch = method_and_batch(
-    encoder, contexts(GRID, clones=1, keep=0.25, adjust=0.0, block=1), predictor_width=16,
-    predictor_depth=1, loss="info_nce", temperature=0.3, teacher_sees="targets",
-  )  # fmt: skip
+  method, batch = method_and_batch(encoder, contexts(GRID, **FEW), **CONTRAST)
   params, extra = method.init(jax.random.key(0), batch)
   extra = jax.tree.map(lambda x: 1.1 * x + 0.01, extra)  # not the student
   value, _ = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), 0)
@@ -98,15 +119,67 @@ def test_contrast_with_a_teacher_that_sees_the_targets_alone_in_numpy():
   pred = head.apply({"params": params["predictor"]}, seen, GRID, context, places)[:, 0]
   teacher = {"params": extra["teacher"]["encoder"]}
   taught = encoder.apply(teacher, batch["image"], keep=places[:, 0])["patches"]
-  found = []
-  for p, t in zip(np.asarray(pred), np.asarray(taught)):
-    p = (p - p.mean(0)) / (p.std(0, ddof=1) + 1e-4)
-    t = t - t.mean(-1, keepdims=True)
-    p, t = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (p, t))
-    scores = p @ t.T / 0.3
-    found.append((np.log(np.exp(scores).sum(-1)) - np.diag(scores)).mean())
-  assert scores.shape == (48, 48)
-  assert float(value) == pytest.approx(0.6 * np.mean(found), rel=1e-4)
+  taught = taught - taught.mean(-1, keepdims=True)
+  assert pred.shape == taught.shape == (3, 48, 16)
+  assert float(value) == pytest.approx(in_numpy(pred, seen[:, 1:], taught)[0], rel=1e-4)
+
+
+def whole_latent_mim(weight=0.5):
+  encoder = vit(**TINY)
+  return encoder, *method_and_batch(
+    encoder, contexts(GRID, **FEW), **CONTRAST, predictor="cued", projector=(24, 12),
+    similarity_weight=weight, similarity_goal=lambda step: 0.75 - 0.1 * step,
+  )  # fmt: skip
+
+
+def projected(params, x):
+  """Two linear layers without bias, layer norms, GELU between them."""
+  from scipy.special import erf
+
+  for i in range(2):
+    x = np.asarray(x, np.float64) @ np.asarray(params[f"layer_{i}"]["kernel"], np.float64)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    x = x * params[f"norm_{i}"]["scale"] + params[f"norm_{i}"]["bias"]
+    x = x if i else x * (1 + erf(x / 2**0.5)) / 2
+  return x
+
+
+def test_the_whole_of_latent_mim_in_numpy():
+  """Projectors after both encoders, whose output is not normalised again; the similarities' goal
+  moves, and they are squared as means over the batch."""
+  encoder, method, batch = whole_latent_mim()
+  params, extra = method.init(jax.random.key(0), batch)
+  same = jax.tree.map(np.array_equal, extra["teacher"], {k: params[k] for k in extra["teacher"]})
+  assert set(extra["teacher"]) == {"encoder", "projector"} and all(jax.tree.leaves(same))
+  rng = np.random.default_rng(2)
+  params, extra = (
+    jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), tree)
+    for tree in (params, extra)
+  )
+  value, (_, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), 2)
+  context, places = batch["context"][:, 0], batch["targets"][:, 0]
+  seen = encoder.apply({"params": params["encoder"]}, batch["image"], keep=context)["tokens"]
+  seen = projected(params["projector"], seen)
+  head = CuedPredictor(16, 1, 2, 12, prefix=1)
+  given = jnp.asarray(seen, jnp.float32), GRID, context, places
+  pred = head.apply({"params": params["predictor"]}, *given)[:, 0]
+  teacher = extra["teacher"]
+  taught = encoder.apply({"params": teacher["encoder"]}, batch["image"], keep=places[:, 0])
+  taught = projected(teacher["projector"], taught["patches"])
+  expected, cosines = in_numpy(pred, seen[:, 1:], taught, goal=0.55, weight=0.5)
+  assert float(value) == pytest.approx(expected, rel=1e-4)
+  assert metrics["similarity_predicted"] == pytest.approx(np.mean(cosines["pred"]), rel=1e-4)
+  assert metrics["similarity_seen"] == pytest.approx(np.mean(cosines["seen"]), rel=1e-4)
+  assert np.std(cosines["pred"]) > 1e-3  # the mean of squares would be another number
+
+
+def test_without_its_similarities_examples_of_latent_mim_do_not_meet():
+  _, method, batch = whole_latent_mim(weight=0.0)
+  params, extra = method.init(jax.random.key(0), batch)
+  loss = jax.jit(lambda b: method.loss(params, extra, b, jax.random.key(1), 0)[0])
+  alone = [loss({k: v[i : i + 1] for k, v in batch.items()}) for i in range(3)]
+  assert loss(batch) == pytest.approx(np.mean(alone), rel=1e-5)
+  assert method.embed is None  # microbatches need one pass
 
 
 @pytest.mark.parametrize("settings", [dict(loss="info_nce"), dict(teacher_sees="targets")])
@@ -156,6 +229,10 @@ def test_collapse_shows_although_tokens_differ():
     ({}, dict(teacher_sees="context"), "is none of all, targets"),
     ({}, dict(loss="info_nce", class_weight=1.0), "tells places apart, and the class token is one"),
     (dict(class_token=False, pool="mean"), dict(class_weight=1.0), "needs encoder.class_token"),
+    ({}, dict(target_layers=1, projector=(8,)), "is what the projector makes of the last layer"),
+    ({}, dict(predictor="cued", noise=0.1), 'method.noise 0.1: the queries of .* "cued" have none'),
+    ({}, dict(predictor="cross"), "is none of transformer, convolution, cued"),
+    ({}, dict(predictor="cued", predictor_width=16, predictor_heads=3), "not divisible by 3 heads"),
   ],
 )
 def test_errors_say_what_is_wrong(encoder, settings, words):

@@ -243,7 +243,10 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
   "stop": (NO_CLASS, LATENT | dict(noise=0.25), MULTIBLOCK),
   "latent_mim": (
     {},
-    LATENT | dict(loss="info_nce", teacher_sees="targets"),
+    LATENT | dict(
+      predictor="cued", loss="info_nce", teacher_sees="targets", projector=(48, 32),
+      similarity_weight=0.1,
+    ),
     dict(hidden=dict(name="ssljax.data.multiblock.contexts", clones=1, block=1, adjust=0.0)),
   ),
   "data2vec2": (
@@ -273,7 +276,10 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
 
 # Methods whose examples meet only in the mean of their losses.
 ALONE = ("masked", "latent_prediction")
-COUPLED = [name for name, (_, spec, _) in METHODS.items() if not spec["name"].endswith(ALONE)]
+COUPLED = [
+  name for name, (_, spec, _) in METHODS.items()
+  if not spec["name"].endswith(ALONE) or "similarity_weight" in spec
+]  # fmt: skip
 
 
 def config(method: str = "mae", **changes: Any) -> dict:

@@ -23,7 +23,8 @@ class View(NamedTuple):
   the image that is used, so that JPEGs are cropped while decoding; `finish(part, parameters)` does
   the rest; `apply(image, parameters)` is both. `colour`: what needs RGB, and how it is switched
   off. `direct(part, parameters, out)`: `finish` without TensorFlow, to the same bits, from uint8
-  [h w c] into `out` [size c]; None where there is no such thing.
+  [h w c] into `out` [size c]; None where there is no such thing. `patch`: the patches that the view
+  is made of, where it is, which must be the encoder's.
   """
 
   draw: Callable | None = None
@@ -33,6 +34,7 @@ class View(NamedTuple):
   window: Callable | None = None
   finish: Callable | None = None
   direct: Callable | None = None
+  patch: tuple[int, ...] | None = None
 
 
 class Views(NamedTuple):
@@ -247,7 +249,7 @@ def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
     numpy_resize(part, size, method, True, bool(flip) and bool(drawn["flip"]), out)
 
   return View(
-    draw, _applied(window, finish), size, colour_lib.needs_rgb(colour), window, finish,
+    draw, applied(window, finish), size, colour_lib.needs_rgb(colour), window, finish,
     None if changes or math.prod(size) < LARGE else direct,
   )  # fmt: skip
 
@@ -277,7 +279,9 @@ def resize_crop(*, size: Sequence[int], resize: int = 0, method: str = "bicubic"
   return View(lambda key: {}, finish, size, None, None, finish)
 
 
-def _applied(window, finish):
+def applied(window, finish):
+  """`View.apply` of a view of a window: (image [h w c], parameters) -> [size c]."""
+
   def apply(image, drawn):
     shape = load().shape(image)
     y, x, h, w = window(shape[0], shape[1], drawn)

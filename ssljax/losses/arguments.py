@@ -76,3 +76,15 @@ def positive(**named: Any) -> None:
   for name, value in named.items():
     if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
       raise ValueError(f"{name} must be a positive number, not {value!r}")
+
+
+def at_least(number: int, **named: jax.Array) -> int:
+  """The number of rows of one array, which must be `number` or more.
+
+  Raises:
+    ValueError: which array, and how many it has.
+  """
+  ((name, array),) = named.items()
+  if len(array) < number:
+    raise ValueError(f"{name} must have at least {number} rows, not {len(array)}")
+  return len(array)

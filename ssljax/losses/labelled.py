@@ -131,7 +131,7 @@ def _pairs(
 
   itself = spread(own) & jnp.eye(v, dtype=bool)[None, :, None]
   candidate = (spread(candidates) & ~itself).reshape(b, v, b * v)
-  similarity = jnp.einsum("ivd,jwd->ivjw", z, z, precision=pairs.FULL).reshape(b, v, b * v)
+  similarity = jnp.einsum("ivd,jwd->ivjw", z, z, precision=numerics.EXACT).reshape(b, v, b * v)
   return similarity, spread(positives).reshape(b, v, b * v) & candidate, candidate
 
 

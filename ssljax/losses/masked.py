@@ -26,8 +26,6 @@ __all__ = (
   "second_moment_uniformity",
 )
 
-EXACT = jax.lax.Precision.HIGHEST  # accelerators round products to 8 or 10 bits unless told
-
 
 def masked_mean(
   values: jax.Array, weights: jax.Array | None = None, *, over: str = "example"
@@ -283,5 +281,5 @@ def second_moment_uniformity(z: jax.Array) -> jax.Array:
   (z,) = arguments.read(z=(z, "b d"))
   z = numerics.normalise(z)
   # By the moments [d d]: no [b b], and only a sum over devices.
-  moments = jnp.matmul(z.T, z, precision=EXACT) / len(z)
-  return (jnp.matmul(z, moments, precision=EXACT) * z).sum(-1)
+  moments = jnp.matmul(z.T, z, precision=numerics.EXACT) / len(z)
+  return (jnp.matmul(z, moments, precision=numerics.EXACT) * z).sum(-1)

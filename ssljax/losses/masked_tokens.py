@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ssljax.losses import arguments, numerics
-from ssljax.losses.masked import EXACT, masked_mean
+from ssljax.losses.masked import masked_mean
 
 __all__ = (
   "codebook_ce",
@@ -80,7 +80,7 @@ def quantise(
   z = numerics.normalise(z) if normalise else z
   here, codebook = jax.lax.stop_gradient((z, codebook))
   # ‖z‖² is the same for all codes.
-  products = jnp.matmul(here, codebook.T, precision=EXACT)
+  products = jnp.matmul(here, codebook.T, precision=numerics.EXACT)
   distance = 0.5 * jnp.square(codebook).sum(-1) - products
   codes = distance.argmin(-1)
   flat, k = codes.reshape(-1), len(codebook)

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+# Accelerators round products to 8 or 10 bits unless told; whitening and spectra amplify that.
+EXACT = jax.lax.Precision.HIGHEST
+
 
 def normalise(x: jax.Array, axis: int = -1, eps: float = 1e-8) -> jax.Array:
   """x / max(‖x‖, eps): [… d] -> [… d]; a zero vector stays zero, with a finite gradient."""
@@ -50,3 +53,9 @@ def square_root(x: jax.Array) -> jax.Array:
   """sqrt(max(x, 0)) with gradient 0, not infinity, at 0."""
   some = x > 0
   return jnp.where(some, jnp.sqrt(jnp.where(some, x, 1.0)), 0.0)
+
+
+def entropy(p: jax.Array, floor: float) -> jax.Array:
+  """-Σ p ln p with p at least `floor`: [k] -> scalar."""
+  p = jnp.maximum(p, floor)
+  return -(p * jnp.log(p)).sum()

@@ -1,4 +1,4 @@
-"""Losses without negatives: agreement of two views, and decorrelation of a batch's features."""
+"""Losses without negatives: decorrelation of a batch's features."""
 
 from typing import Any
 
@@ -8,55 +8,16 @@ import jax.numpy as jnp
 from ssljax.losses import arguments, numerics
 
 __all__ = (
-  "alignment",
   "barlow_twins",
   "batch_barlow",
   "covariance_term",
-  "negative_cosine",
-  "normalized_l2",
   "tico",
-  "uniformity",
   "variance_term",
   "vibcreg",
   "vicreg",
-  "vicregl",
 )
 
 Parts = dict[str, jax.Array]
-
-
-def negative_cosine(p: jax.Array, z: jax.Array) -> jax.Array:
-  """Negative cosine of predictions and targets: [b d], [b d] -> [b].
-
-  Formula: -cos(p, z), no gradient into z.
-  Source: SimSiam, Chen and He 2021, 2011.10566.
-  Tested: NumPy; lightly NegativeCosineSimilarity; golden value.
-
-  SimSiam takes the mean of both directions, negative_cosine(p1, z2) and (p2, z1). A zero vector
-  has cosine 0 with everything.
-
-  >>> losses.negative_cosine(jnp.eye(2), jnp.ones((2, 2))).round(4)
-  Array([-0.7071, -0.7071], dtype=float32)
-  """
-  p, z = arguments.read(p=(p, "b d"), z=(z, "b d"))
-  return -numerics.cosine(p, jax.lax.stop_gradient(z))
-
-
-def normalized_l2(p: jax.Array, z: jax.Array) -> jax.Array:
-  """Squared distance of unit vectors: [b d], [b d] -> [b], from 0 to 4.
-
-  Formula: ||p/|p| - z/|z| ||² = 2 - 2 cos(p, z), no gradient into z.
-  Source: BYOL, Grill et al. 2020, 2006.07733.
-  Tested: NumPy; lightly NegativeCosineSimilarity; golden value.
-
-  BYOL adds (does not average) its two directions; the mean halves the learning rate.
-
-  >>> losses.normalized_l2(jnp.eye(2), 3 * jnp.eye(2))
-  Array([0., 0.], dtype=float32)
-  """
-  p, z = arguments.read(p=(p, "b d"), z=(z, "b d"))
-  difference = numerics.normalise(p) - numerics.normalise(jax.lax.stop_gradient(z))
-  return jnp.square(difference).sum(-1)
 
 
 def barlow_twins(
@@ -85,7 +46,7 @@ def barlow_twins(
   True
   """
   z1, z2, weights = _read_two(z1, z2, weights)
-  (c1, count), (c2, _) = _centre(z1, weights), _centre(z2, weights)
+  (c1, count), (c2, _) = centre(z1, weights), centre(z2, weights)
   whole = jnp.maximum(count, 1)
 
   def standardised(c: jax.Array) -> jax.Array:
@@ -130,8 +91,8 @@ def variance_term(z: jax.Array, eps: float = 1e-4, weights: jax.Array | None = N
   0.9900
   """
   z, weights = arguments.read(z=(z, "b d"), weights=(arguments.numbers(weights), "?b"))
-  _at_least_two(z=z)
-  centred, count = _centre(z, weights)
+  arguments.at_least(2, z=z)
+  centred, count = centre(z, weights)
   return _if_any(count, _hinge(centred, count, eps))
 
 
@@ -148,8 +109,8 @@ def covariance_term(z: jax.Array, weights: jax.Array | None = None) -> jax.Array
   Array(0., dtype=float32)
   """
   z, weights = arguments.read(z=(z, "b d"), weights=(arguments.numbers(weights), "?b"))
-  _at_least_two(z=z)
-  return _redundancy(*_centre(z, weights))
+  arguments.at_least(2, z=z)
+  return _redundancy(*centre(z, weights))
 
 
 def vicreg(
@@ -179,8 +140,8 @@ def vicreg(
   (Array(24.75, dtype=float32), ['covariance', 'invariance', 'variance'])
   """
   z1, z2, weights = _read_two(z1, z2, weights)
-  parts = _vicreg_parts(z1, z2, variance_scale, covariance_scale, eps, weights)
-  return _weigh(parts, similarity_weight, variance_weight, covariance_weight), parts
+  parts = vicreg_parts(z1, z2, variance_scale, covariance_scale, eps, weights)
+  return weigh(parts, similarity_weight, variance_weight, covariance_weight), parts
 
 
 def vibcreg(
@@ -207,77 +168,11 @@ def vibcreg(
   1.6000
   """
   z1, z2, weights = _read_two(z1, z2, weights)
-  parts = _vicreg_parts(z1, z2, 1.0, 0.0, eps, weights)
-  u1, u2 = (numerics.normalise(_centre(z, weights)[0], axis=0) for z in (z1, z2))
+  parts = vicreg_parts(z1, z2, 1.0, 0.0, eps, weights)
+  u1, u2 = (numerics.normalise(centre(z, weights)[0], axis=0) for z in (z1, z2))
   redundancy = _off_diagonal(u1.T @ u1) + _off_diagonal(u2.T @ u2)
   parts["covariance"] = redundancy / z1.shape[1] ** 2
-  return _weigh(parts, similarity_weight, variance_weight, covariance_weight), parts
-
-
-def vicregl(
-  g1: jax.Array,
-  g2: jax.Array,
-  m1: jax.Array,
-  m2: jax.Array,
-  pos1: jax.Array,
-  pos2: jax.Array,
-  alpha: float = 0.75,
-  matches: tuple[int, int] = (20, 20),
-  similarity_weight: float = 25.0,
-  variance_weight: float = 25.0,
-  covariance_weight: float = 1.0,
-  eps: float = 1e-4,
-  feature_matches: tuple[int, int] | None = None,
-) -> tuple[jax.Array, Parts]:
-  """VICReg of views and matched cells: [b d] ×2, [b n c], [b m c], [b n 2], [b m 2] -> [], parts.
-
-  Formula: alpha · global + (1 - alpha) · (features + locations) / 2, each a VICReg with both of its
-    scales 0.5; cells are matched to the nearest in features, and to the nearest in the image.
-  Source: VICRegL, Bardes et al. 2022, 2210.01571.
-  Tested: NumPy; lightly VICRegLLoss.
-
-  `pos` are the cells' centres in coordinates of the whole image (mind flips). Of map 1 the
-  matches[0] nearest pairs are kept, of map 2 the matches[1] (the paper: 20 for a large view, 4 for
-  a small one; all where there are fewer cells); both directions are averaged. feature_matches: the
-  same for pairs in features, where it is another number; the authors' code keeps all. Variance and
-  covariance are over the batch, rank by rank of the kept cells in the order of the map, as in the
-  authors' code; lightly orders them by distance. This averages features and locations, the
-  authors' code and lightly add them: make their sum of the parts `global`, `features` and
-  `locations`, which are not weighted by alpha.
-
-  >>> g, m, pos = jnp.eye(4), jnp.ones((4, 9, 3)), jnp.ones((4, 9, 2))
-  >>> sorted(losses.vicregl(g, g, m, m, pos, pos)[1])
-  ['features', 'global', 'locations']
-  """
-  g1, g2, m1, m2, pos1, pos2 = arguments.read(
-    g1=(g1, "b d"),
-    g2=(g2, "b d"),
-    m1=(m1, "b n c"),
-    m2=(m2, "b m c"),
-    pos1=(pos1, "b n 2"),
-    pos2=(pos2, "b m 2"),
-  )
-  _at_least_two(g1=g1)
-  in_features = matches if feature_matches is None else feature_matches
-  for name, kept in (("matches", matches), ("feature_matches", in_features)):
-    arguments.positive(**{f"{name}[{i}]": count for i, count in enumerate(kept)})
-
-  def term(a: jax.Array, b: jax.Array) -> jax.Array:
-    parts = _vicreg_parts(a, b, 0.5, 0.5, eps)
-    return _weigh(parts, similarity_weight, variance_weight, covariance_weight)
-
-  def both_ways(a: jax.Array, b: jax.Array, kept: tuple[int, int]) -> jax.Array:
-    """Cells of both maps with their partners; a and b are what decides who is near whom."""
-    one = term(*_nearest(a, b, m1, m2, kept[0]))
-    return (one + term(*_nearest(b, a, m2, m1, kept[1]))) / 2
-
-  parts = {
-    "global": term(g1, g2),
-    "features": both_ways(m1, m2, in_features),
-    "locations": both_ways(pos1, pos2, matches),
-  }
-  local = (parts["features"] + parts["locations"]) / 2
-  return alpha * parts["global"] + (1 - alpha) * local, parts
+  return weigh(parts, similarity_weight, variance_weight, covariance_weight), parts
 
 
 def tico(
@@ -309,86 +204,34 @@ def tico(
     weights=(arguments.numbers(weights), "?b"),
   )
   z1, z2 = numerics.normalise(z1), numerics.normalise(jax.lax.stop_gradient(z2))
-  counted = _counted(z1, weights)
+  rows = counted(z1, weights)
   total = z1.shape[0] if weights is None else weights.sum()
-  weighted = counted if weights is None else counted * weights[:, None]
-  moment = weighted.T @ counted / jnp.where(total == 0, 1, total)
+  weighted = rows if weights is None else rows * weights[:, None]
+  moment = weighted.T @ rows / jnp.where(total == 0, 1, total)
   # A batch in which no row counts leaves the memory as it was.
   new = jnp.where(total == 0, memory, momentum * memory + (1 - momentum) * moment)
   new = jax.lax.stop_gradient(new)
   return 1 - (z1 * z2).sum(1) + covariance_weight * (z1 @ new * z1).sum(1), new
 
 
-def alignment(x: jax.Array, y: jax.Array, alpha: float = 2.0) -> jax.Array:
-  """Distance of positive pairs on the sphere: [b d], [b d] -> [b].
-
-  Formula: ||x/|x| - y/|y| ||^alpha.
-  Source: Alignment and uniformity, Wang and Isola 2020, 2005.10242.
-  Tested: NumPy; lightly HypersphereLoss; golden value.
-
-  Both sides get a gradient. It is 0 for equal vectors, whatever alpha.
-
-  >>> losses.alignment(jnp.eye(2), 2 * jnp.eye(2))
-  Array([0., 0.], dtype=float32)
-  """
-  x, y = arguments.read(x=(x, "b d"), y=(y, "b d"))
-  arguments.positive(alpha=alpha)
-  square = jnp.square(numerics.normalise(x) - numerics.normalise(y)).sum(-1)
-  apart = square > 0
-  return jnp.where(apart, jnp.where(apart, square, 1.0) ** (alpha / 2), 0.0)
-
-
-def uniformity(x: jax.Array, t: float = 2.0, weights: jax.Array | None = None) -> jax.Array:
-  """How evenly a batch covers the sphere; lower is more even: [b d] -> [].
-
-  Formula: log mean_{i<j} exp(-t ||x_i/|x_i| - x_j/|x_j| ||²).
-  Source: Alignment and uniformity, Wang and Isola 2020, 2005.10242.
-  Tested: NumPy; lightly HypersphereLoss; golden value.
-
-  A collapsed batch gives 0. Rows of weight 0 are left out; the size of other weights does not
-  matter. No pair: 0.
-
-  >>> losses.uniformity(jnp.ones((4, 3)))
-  Array(0., dtype=float32)
-  """
-  x, weights = arguments.read(x=(x, "b d"), weights=(arguments.numbers(weights), "?b"))
-  _at_least_two(x=x)
-  arguments.positive(t=t)
-  x = numerics.normalise(_counted(x, weights))
-  norm = jnp.square(x).sum(1)
-  square = jnp.maximum(norm[:, None] + norm[None, :] - 2 * x @ x.T, 0.0)
-  pairs = ~jnp.eye(len(x), dtype=bool)
-  if weights is not None:
-    pairs &= (weights[:, None] != 0) & (weights[None, :] != 0)
-  some = pairs.any()
-  total = numerics.logsumexp(-t * square.reshape(-1), pairs.reshape(-1))
-  return jnp.where(some, total - jnp.log(jnp.maximum(pairs.sum(), 1)), 0.0).astype(x.dtype)
-
-
 def _read_two(z1: Any, z2: Any, weights: Any) -> tuple[Any, ...]:
   read = arguments.read(z1=(z1, "b d"), z2=(z2, "b d"), weights=(arguments.numbers(weights), "?b"))
-  _at_least_two(z1=read[0])
+  arguments.at_least(2, z1=read[0])
   return read
 
 
-def _at_least_two(**named: jax.Array) -> None:
-  for name, array in named.items():
-    if len(array) < 2:
-      raise ValueError(f"{name} must have at least 2 rows: one has no variance and no partner")
-
-
-def _counted(z: jax.Array, weights: jax.Array | None) -> jax.Array:
+def counted(z: jax.Array, weights: jax.Array | None) -> jax.Array:
   """Zeros for the rows of weight 0; where, not times 0: padding may hold anything."""
   if weights is None:
     return z
   return jnp.where(weights.reshape(-1, *[1] * (z.ndim - 1)) != 0, z, 0.0)
 
 
-def _centre(z: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, Any]:
+def centre(z: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, Any]:
   """Rows minus their mean, each times the root of its weight, and the sum of weights."""
   if weights is None:
     return z - z.mean(0), z.shape[0]
-  z, count = _counted(z, weights), weights.sum()
+  z, count = counted(z, weights), weights.sum()
   weights = jax.lax.stop_gradient(weights).reshape(-1, *[1] * (z.ndim - 1))
   mean = (weights * z).sum(0) / jnp.where(count == 0, 1.0, count)
   return jnp.sqrt(weights) * (z - mean), count
@@ -420,7 +263,7 @@ def _redundancy(centred: jax.Array, count: Any) -> jax.Array:
   return (_off_diagonal(covariance) / centred.shape[-1]).mean()
 
 
-def _vicreg_parts(
+def vicreg_parts(
   z1: jax.Array,
   z2: jax.Array,
   variance_scale: float,
@@ -429,9 +272,9 @@ def _vicreg_parts(
   weights: jax.Array | None = None,
 ) -> Parts:
   """The three terms of [b … d]: scaled, not weighted."""
-  (c1, count), (c2, _) = _centre(z1, weights), _centre(z2, weights)
+  (c1, count), (c2, _) = centre(z1, weights), centre(z2, weights)
   variance = _if_any(count, _hinge(c1, count, eps) + _hinge(c2, count, eps))
-  rows = jnp.square(_counted(z1, weights) - _counted(z2, weights)).reshape(len(z1), -1).mean(1)
+  rows = jnp.square(counted(z1, weights) - counted(z2, weights)).reshape(len(z1), -1).mean(1)
   return {
     "invariance": numerics.mean(rows, weights),
     "variance": variance_scale * variance,
@@ -439,28 +282,9 @@ def _vicreg_parts(
   }
 
 
-def _weigh(parts: Parts, similarity: float, variance: float, covariance: float) -> jax.Array:
+def weigh(parts: Parts, similarity: float, variance: float, covariance: float) -> jax.Array:
   return (
     similarity * parts["invariance"]
     + variance * parts["variance"]
     + covariance * parts["covariance"]
-  )
-
-
-def _nearest(
-  a: jax.Array, b: jax.Array, cells_a: jax.Array, cells_b: jax.Array, kept: int
-) -> tuple[jax.Array, jax.Array]:
-  """The `kept` cells of a that are nearest to one of b, in the order of the map, and those of b."""
-  a, b = jax.lax.stop_gradient((a, b))
-  # In full: bfloat16's eight bits tell no neighbours among places between 0 and 1.
-  dots = jnp.einsum("bnc,bmc->bnm", a, b, precision=jax.lax.Precision.HIGHEST)
-  square = jnp.square(a).sum(-1)[:, :, None] + jnp.square(b).sum(-1)[:, None, :] - 2 * dots
-  partner = square.argmin(-1)
-  # top_k takes the earlier of two equal cells.
-  _, chosen = jax.lax.top_k(-square.min(-1), min(kept, a.shape[1]))
-  chosen = jnp.sort(chosen, -1)
-  partner = jnp.take_along_axis(partner, chosen, 1)
-  return (
-    jnp.take_along_axis(cells_a, chosen[:, :, None], 1),
-    jnp.take_along_axis(cells_b, partner[:, :, None], 1),
   )

@@ -16,7 +16,7 @@ ACTIVATIONS = {
 }
 CHOICES: dict[str, Sequence[str]] = {
   "norm": ("batch", "layer", "none"),
-  "last": ("none", "batch", "scale", "plain", "whiten"),
+  "last": ("none", "batch", "layer", "scale", "plain", "whiten"),
   "bias": ("auto", "all", "none", "hidden"),
   "activation": tuple(ACTIVATIONS),
   "start": tuple(layers_lib.KERNELS),
@@ -26,13 +26,13 @@ CHOICES: dict[str, Sequence[str]] = {
 
 
 class Projector(nn.Module):
-  """Linear layers with batch norm and an activation between them: [… d] -> [… sizes[-1]].
+  """Linear layers with a norm and an activation between them: [… d] -> [… sizes[-1]].
 
   sizes: widths of the layers, the last one's included; () is the identity.
   norm: "batch", "layer" or "none" after all layers but the last.
   last: after the last layer "none", "batch" (scale and shift), "scale" (no shift: SimCLR), "plain"
-    (neither: SimSiam) or "whiten": the function of that name, [b d] -> [b d], then scale and shift
-    (VIbCReg).
+    (neither: SimSiam), "layer", or "whiten": the function of that name, [b d] -> [b d], then scale
+    and shift (VIbCReg).
   bias: which layers have one: "auto" (those that no norm follows), "all", "none", or "hidden" (all
     but the last: BYOL and VICReg).
   start: "torch" (PyTorch's default) or another name of `models.layers.KERNELS`, with zero biases;

@@ -18,7 +18,7 @@ from lightly import loss as lightly
 from lightly.loss import hypersphere_loss, vicreg_loss
 
 from ssljax import losses
-from ssljax.losses import spectral
+from ssljax.losses import gaussian
 
 pytestmark = pytest.mark.parity
 B, D = 12, 5
@@ -180,7 +180,7 @@ def test_vicregl(matches):
 
 def test_sigreg_and_lejepa(monkeypatch):
   key = jax.random.key(3)
-  drawn = torch.tensor(np.asarray(spectral._unit_directions(key, D, 64, jnp.float32)))
+  drawn = torch.tensor(np.asarray(gaussian._unit_directions(key, D, 64, jnp.float32)))
   monkeypatch.setattr(lightly.SIGReg, "_generate_unit_vectors", lambda *_, **__: drawn)
   z = np.stack(two() + two(1), 1)
   compare(
