@@ -17,6 +17,7 @@ def needs(config: Mapping, method: Method, batch: Mapping) -> None:
   hints = {
     "views": "; data.views=dict(name='ssljax.data.views.two_views') makes views",
     "global": "; data.views=dict(name='ssljax.data.views.multi_crop') makes global and local",
+    "boxes": "; data.views.boxes=True of two_views and multi_crop adds where the views lie",
     "image": "; data.views=dict(name='ssljax.data.views.crop_flip') makes image",
     "context": "; data.hidden is not set to what makes them, e.g."
     " data.hidden=dict(name='ssljax.data.multiblock')",

@@ -14,7 +14,7 @@ from ssljax import channels, checks, groups, on_device, processes, sharding
 from ssljax import config as config_lib
 from ssljax.data import pipeline, sources
 from ssljax.data.views import Views, recipe_of
-from ssljax.methods.combine import IMAGES, normalised, viewed, with_probe
+from ssljax.methods.combine import IMAGES, VIEWED, normalised, viewed, with_probe
 from ssljax.step import Method, init_state
 
 
@@ -179,7 +179,7 @@ def assemble(
     tx = groups.beside(tx, probe=optax.adam(config["probe"]["rate"]))
   if feed.make_views or feed.draw_hidden:
     trained = viewed(trained, feed.make_views, feed.draw_hidden)
-    given = on_device.given_shapes(feed, batch, IMAGES)
+    given = on_device.given_shapes(feed, batch, VIEWED)
   state = jax.eval_shape(lambda: init_state(trained, tx, batch, config["seed"]))
   # On shapes alone: parts that do not go together show before the workdir is claimed.
   jax.eval_shape(trained.loss, state.params, state.extra, given, state.rng, state.step)
@@ -241,8 +241,9 @@ def batch_shapes(
 ) -> dict:
   """Shapes and types of a global batch."""
   b = config["batch_size"]
-  leaves = recipe_of(views).shapes(shape)
-  shapes = {k: ((b, *s), source.dtype) for k, s in leaves.items()} | {"index": ((b,), "int32")}
+  recipe = recipe_of(views)
+  shapes = {k: ((b, *s), source.dtype) for k, s in recipe.shapes(shape).items()}
+  shapes |= {k: ((b, *s), t) for k, (s, t) in recipe.beside().items()} | {"index": ((b,), "int32")}
   if source.labelled:
     shapes["label"] = ((b,), "int32")
   if hidden is not None:

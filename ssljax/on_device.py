@@ -104,7 +104,7 @@ def hide(found: Feed, config: Mapping, hidden: Any) -> Feed:
 
 def given_shapes(found: Feed, batch: Mapping, leaves: Sequence[str]) -> dict:
   """Shapes of the batch that the step is given: of those that the method sees, without what is made
-  in the step; `leaves`: the names of images."""
+  in the step; `leaves`: the names of what recipes of views make."""
   made = {*(leaves if found.make_views else ()), *(("hidden",) if found.draw_hidden else ())}
   shapes = {key: value for key, value in batch.items() if key not in made}
   if found.make_views:

@@ -24,6 +24,7 @@ VARIANTS = {
   "swav_r50": ("", "small"), "swav_cifar10": ("", "queue"),
   "data2vec2_vitb": ("vitb16", "vitl16"), "dinov2_vitl": ("", "sinkhorn", "sinkhorn,highres"),
   "clip_vitb": ("clip", "flip"), "dcl_cifar10": ("dcl", "dclw"), "dcl_r50": ("dcl", "dclw"),
+  "vicregl_r50": ("0.75", "0.9"), "vicregl_convnexts": ("0.75", "0.9"),
 }  # fmt: skip
 
 

@@ -120,6 +120,9 @@ DIRECT = {
   "several": views.Views({
     "global": (LARGE,) * 2, "image": views.crop_flip(size=(80, 64), method="bilinear", flip=False),
   }),
+  "boxes": views.two_views(
+    size=(64, 72), jitter=(0.0,) * 4, gray=(0.0, 0.0), blur=(0.0, 0.0), boxes=True
+  ),
 }  # fmt: skip
 
 

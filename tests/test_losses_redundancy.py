@@ -249,6 +249,10 @@ def test_vicregl_keeps_the_nearest_cells():
       want = statements.vicregl(**{k: np.asarray(v) for k, v in arrays.items()}, kept=kept)
       got = jax.jit(functools.partial(losses.vicregl, matches=kept))(**arrays)
       np.testing.assert_allclose(jax.tree.leaves(got), jax.tree.leaves(want), rtol=1e-9)
+    other = functools.partial(losses.vicregl, matches=(1, 1), feature_matches=(20, 20))
+    parts = [one(**arrays)[1] for one in (other, functools.partial(other, feature_matches=None))]
+    for name, kept in (("features", want[1]), ("locations", parts[1]), ("global", parts[1])):
+      np.testing.assert_allclose(parts[0][name], kept[name], rtol=1e-9)
 
 
 z = jnp.ones((4, 3))

@@ -25,6 +25,7 @@ SLOW = (
   "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip", "dcl", "vibcreg",
   "ssl_ey", "mmcr", "w_mse", "supcon", "tico", "nnclr", "mochi", "terms", "rotation", "diet",
   "latent_mim", "attmask", "msn", "deepcluster", "dinov2", "byol", "swav_queue", "jigsaw",
+  "vicregl_crops",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)
@@ -236,7 +237,7 @@ def test_reconstruction_keeps_what_is_visible(name):
 def test_a_missing_key_is_named(name):
   config = tiny.config(name)
   says = {
-    "text": "data.text is not set", "views": "needs (views|global) in the batch",
+    "text": "data.text is not set", "views": "needs (views|global).* in the batch",
     "hidden": "data.hidden is not set", "image": "needs image in the batch, which has views",
   }  # fmt: skip
   place = next((key for key in says if config["data"].get(key)), "image")

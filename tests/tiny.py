@@ -48,6 +48,7 @@ MSN = dict(
 )
 DROPPED = dict(views=CROPS, hidden=dict(name="ssljax.data.masking.random", ratio=0.25))
 SWAV = dict(name="ssljax.methods.swav", projector=(32, 16), prototypes=24)
+VICREGL = dict(name="ssljax.methods.vicregl", projector=(32, 16), map_projector=(32, 16))
 LOCAL = dict(positions="learned", positions_size=(32, 32), positions_resize="offset")
 
 # One line a method: (arguments of the encoder, of the method, keys of `data`).
@@ -94,6 +95,14 @@ METHODS: dict[str, tuple[dict, dict, dict]] = {
       queue=32,
     ),
     PAIRED,
+  ),
+  "vicregl": ({}, VICREGL, dict(views=PAIR | dict(boxes=True))),
+  "vicregl_crops": (
+    CONVNEXT,
+    VICREGL | dict(
+      views=("global", "local"), projector_norm="layer", matches=(6, 2), feature_matches=(12, 4),
+    ),
+    dict(views=CROPS | dict(boxes=True)),
   ),
   "byol": (
     {},

@@ -203,6 +203,11 @@ METHODS: dict[str, tuple[dict, dict]] = {
     teacher_momentum=dict(schedule="cosine", start=0.99, end=1.0), evaluate="student",
   )),
   "vicreg": (RESNET, two_view("vicreg", (512, 512, 512), projector_bias="none", loss_scale=0.1)),
+  "vicregl": (RESNET, family(
+    "vicregl", dict(views=PAIR | dict(boxes=True)), projector=(512, 512, 512),
+    map_projector=(128, 128, 128), matches=(6, 2), similarity_weight=2.5, variance_weight=2.5,
+    covariance_weight=0.1,
+  )),
   "swav": (RESNET, family(
     "swav", dict(views=CROPS), projector=(256, 128), prototypes=256,
   )),

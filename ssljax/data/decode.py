@@ -50,11 +50,28 @@ def decode(loaded, source: Source, channels: int, views: Views, drawn) -> dict:
 def windows(shape, drawn, views: Views):
   """Graph: the windows of all views, int32 [v 4], of an example of this header."""
   tf = load()
-  turned = shape[3] >= 5
-  height = tf.where(turned, shape[2], shape[1])
-  width = tf.where(turned, shape[1], shape[2])
+  height, width = sides(shape)
   found = [view.window(height, width, d) for view, d in zip(views.each(), drawn)]
   return tf.stack([tf.stack(window) for window in found])
+
+
+def sides(shape):
+  """Height and width of what a header [… 5] describes, upright."""
+  tf = load()
+  turned, height, width = shape[..., 3] >= 5, shape[..., 1], shape[..., 2]
+  return tf.where(turned, width, height), tf.where(turned, height, width)
+
+
+def boxes(windows, drawn, shape):
+  """Graph: where the views of a batch lie, float32 [b v 4], from their windows int32 [b v 4] in
+  pictures of these headers [b 5]; see `Views`."""
+  tf = load()
+  mirrored = tf.stack([one["flip"] for one in drawn], 1)
+  top, first, height, width = tf.unstack(windows, axis=-1)
+  left, right = tf.where(mirrored, first + width, first), tf.where(mirrored, first, first + width)
+  edges = tf.stack([top, left, top + height, right], -1)
+  longer = tf.maximum(*sides(shape))[:, None, None]
+  return tf.cast(edges, tf.float32) / tf.cast(longer, tf.float32)
 
 
 def around(windows):

@@ -71,6 +71,7 @@ def begin(loader, pool: ThreadPoolExecutor, group: list[Plan]) -> Iterator[tuple
       pool.submit(fill, np.arange(at, min(at + ROWS, end)), start, loaded, out, loader)
       for at in range(start, end, ROWS)
     ]
+    out |= {leaf: loaded[leaf][start:end] for leaf in loader.views.beside()}
     yield plan, None if labels is None else labels[start:end], out, tasks
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from ssljax.data import direct, images, order
-from ssljax.data.decode import decode, windows
+from ssljax.data.decode import boxes, decode, windows
 from ssljax.data.order import Plan
 from ssljax.data.sources import Source
 from ssljax.data.tensorflow import load
@@ -83,7 +83,8 @@ class Loader:
 
   def element(self, loaded):
     """Graph of one example: record, shape, key -> the leaves of its views."""
-    return decode(loaded, self.source, self.channels, self.views, loaded["drawn"])
+    made = decode(loaded, self.source, self.channels, self.views, loaded["drawn"])
+    return made | {leaf: loaded[leaf] for leaf in self.views.beside()}
 
   def drawn(self, batch):
     """Graph of a batch: its records with the parameters of each view, and the windows that follow
@@ -94,10 +95,22 @@ class Loader:
       batch["drawn"] = tf.vectorized_map(views.draw, batch["key"], warn=False)
     else:
       batch["drawn"] = views.draw(None)
-    if self.source.form == "picture" and all(view.window for view in views.each()):
+    cropped = self.source.form == "picture" and all(view.window for view in views.each())
+    if cropped or views.boxes:
+      shape = self.headers(batch)
       make = lambda one: windows(one[0], one[1], views)  # noqa: E731
-      batch["windows"] = tf.vectorized_map(make, (batch["shape"], batch["drawn"]), warn=False)
+      batch["windows"] = tf.vectorized_map(make, (shape, batch["drawn"]), warn=False)
+    if views.boxes:
+      batch["boxes"] = boxes(batch["windows"], batch["drawn"], shape)
     return batch
+
+  def headers(self, batch):
+    """Kind, height, width, orientation, channels of the records of a batch: [b 5]."""
+    if "shape" in batch:
+      return batch["shape"]
+    tf = load()
+    shape = tf.constant([0, *batch["record"].shape[1:3], 1, self.channels])  # arrays of one size
+    return tf.broadcast_to(shape, [tf.shape(batch["key"])[0], 5])
 
   def dataset(self, first: int, last: int | None):
     """tf.data of (step, row [k], {leaf: [k …]}): rows that are missing were damaged."""
@@ -222,7 +235,8 @@ class Loader:
       raise ValueError(
         f"no image of a whole batch of {self.source.name} can be read, and no view says their size"
       )
-    return {leaf: np.zeros(shape, self.source.dtype) for leaf, shape in shapes.items()}
+    blank = {leaf: np.zeros(shape, self.source.dtype) for leaf, shape in shapes.items()}
+    return blank | {leaf: np.zeros(*form) for leaf, form in self.views.beside().items()}
 
   def report(self, index: int, plan: Plan, place: int):
     """Name a damaged image and the reason once: in the log and in `damaged`."""

@@ -42,9 +42,14 @@ class Views(NamedTuple):
 
   A tuple of views is stacked, [v size c], a single one is not: {"image": a}, {"views": (a, b)},
   {"global": (a, b), "local": (c,) * 8}.
+
+  `boxes`: beside them the leaf `boxes`, float32 [v 4] of all views, leaf by leaf: where in the
+  picture, upright, the view's top, left, bottom and right edges lie, in units of the picture's
+  longer side. A mirrored view has its left edge on the right of its right one.
   """
 
   leaves: Mapping[str, Any]
+  boxes: bool = False
 
   def each(self) -> list[Any]:
     """All views, leaf by leaf."""
@@ -61,6 +66,10 @@ class Views(NamedTuple):
       leaf: shape(views) if isinstance(views, View) else (len(views), *shape(views[0]))
       for leaf, views in self.leaves.items()
     }
+
+  def beside(self) -> dict[str, tuple[tuple, str]]:
+    """What there is beside pictures: leaf -> shape, type."""
+    return {"boxes": ((len(self.each()), 4), "float32")} if self.boxes else {}
 
   def draw(self, key) -> tuple:
     """Parameters of each view. The first has the example's own key, the others keys beside it."""
@@ -129,6 +138,7 @@ def two_views(
   blur_kernel: int = 0,
   solarize: Sequence[float] = (0.0, 0.0),
   solarize_threshold: float = 0.5,
+  boxes: bool = False,
 ) -> Views:
   """Two views of each image, the leaf `views` [b 2 size c]: inception crop, jitter, grey, blur,
   solarise, flip, in this order. The defaults are SimCLR's (Chen et al. 2020, arXiv 2002.05709).
@@ -136,7 +146,7 @@ def two_views(
   jitter_probability, gray, blur, solarize: one probability for each view, so that BYOL's pair is
   blur=(1, .1), solarize=(0, .2). The flip commutes with all but the crop. blur_sigma: range, in
   pixels; blur_kernel: pixels, odd, 0: a tenth of the height (224: 23, 32: 3), as in SimCLR and
-  BYOL; solarize_threshold on the 0…1 scale.
+  BYOL; solarize_threshold on the 0…1 scale; boxes: the leaf of `Views`, too.
   """
   each = dict(jitter_probability=jitter_probability, gray=gray, blur=blur, solarize=solarize)
   _probabilities(each, flip, 2, "2 views")
@@ -144,7 +154,7 @@ def two_views(
   shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
   pair: list[dict[str, Any]] = [dict(zip(each, values)) for values in zip(*each.values())]
   crops = [_crop(size, scale, ratio, method, flip, Colour(jitter, **one, **shared)) for one in pair]
-  return Views({"views": tuple(crops)})
+  return Views({"views": tuple(crops)}, boxes)
 
 
 def multi_crop(
@@ -165,6 +175,7 @@ def multi_crop(
   blur_kernel: int = 13,
   solarize: Sequence[float] = (0.0, 0.2, 0.0),
   solarize_threshold: float = 0.5,
+  boxes: bool = False,
 ) -> Views:
   """Two large views of each image and several small ones: `global` [b 2 size c] and, unless
   local_views is 0, `local` [b local_views local_size c]. Operations in the order of `two_views`.
@@ -175,7 +186,8 @@ def multi_crop(
 
   jitter_probability, gray, blur, solarize: one probability for the first global view, the second
   and the local ones. blur_kernel: pixels, odd; 13 is three deviations of the widest blur (Pillow,
-  which DINO and SwAV blur with, does not cut); 0: a tenth of each view's height.
+  which DINO and SwAV blur with, does not cut); 0: a tenth of each view's height. boxes: the leaf of
+  `Views`, too.
   """
   each = dict(jitter_probability=jitter_probability, gray=gray, blur=blur, solarize=solarize)
   _probabilities(each, flip, 3, "first global, second global and local views")
@@ -194,7 +206,7 @@ def multi_crop(
       colour = Colour(jitter, **chosen, **shared)
       crops.append(_crop(sides[i], scales[i], ratio, method, flip, colour))
   local = {"local": (crops[2],) * local_views} if local_views else {}
-  return Views({"global": (crops[0], crops[1])} | local)
+  return Views({"global": (crops[0], crops[1])} | local, boxes)
 
 
 def _probabilities(each: Mapping[str, Sequence[float]], flip: float, count: int, what: str) -> None:

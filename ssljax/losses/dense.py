@@ -158,6 +158,7 @@ def vicregl(
   variance_weight: float = 25.0,
   covariance_weight: float = 1.0,
   eps: float = 1e-4,
+  feature_matches: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, Parts]:
   """VICReg of views and matched cells: [b d] ×2, [b n c], [b m c], [b n 2], [b m 2] -> [], parts.
 
@@ -168,11 +169,12 @@ def vicregl(
 
   `pos` are the cells' centres in coordinates of the whole image (mind flips). Of map 1 the
   matches[0] nearest pairs are kept, of map 2 the matches[1] (the paper: 20 for a large view, 4 for
-  a small one; all where there are fewer cells); both directions are averaged. Variance and
+  a small one; all where there are fewer cells); both directions are averaged. feature_matches: the
+  same for pairs in features, where it is another number; the authors' code keeps all. Variance and
   covariance are over the batch, rank by rank of the kept cells in the order of the map, as in the
-  authors' code; lightly orders them by distance. lightly also adds features and locations where
-  this, as the authors' code does for two views, averages them. The parts `global`, `features` and
-  `locations` are not weighted by alpha.
+  authors' code; lightly orders them by distance. This averages features and locations, the
+  authors' code and lightly add them: make their sum of the parts `global`, `features` and
+  `locations`, which are not weighted by alpha.
 
   >>> g, m, pos = jnp.eye(4), jnp.ones((4, 9, 3)), jnp.ones((4, 9, 2))
   >>> sorted(losses.vicregl(g, g, m, m, pos, pos)[1])
@@ -187,21 +189,23 @@ def vicregl(
     pos2=(pos2, "b m 2"),
   )
   arguments.at_least(2, g1=g1)
-  arguments.positive(**{f"matches[{i}]": kept for i, kept in enumerate(matches)})
+  in_features = matches if feature_matches is None else feature_matches
+  for name, kept in (("matches", matches), ("feature_matches", in_features)):
+    arguments.positive(**{f"{name}[{i}]": count for i, count in enumerate(kept)})
 
   def term(a: jax.Array, b: jax.Array) -> jax.Array:
     parts = vicreg_parts(a, b, 0.5, 0.5, eps)
     return weigh(parts, similarity_weight, variance_weight, covariance_weight)
 
-  def both_ways(a: jax.Array, b: jax.Array) -> jax.Array:
+  def both_ways(a: jax.Array, b: jax.Array, kept: tuple[int, int]) -> jax.Array:
     """Cells of both maps with their partners; a and b are what decides who is near whom."""
-    one = term(*_nearest(a, b, m1, m2, matches[0]))
-    return (one + term(*_nearest(b, a, m2, m1, matches[1]))) / 2
+    one = term(*_nearest(a, b, m1, m2, kept[0]))
+    return (one + term(*_nearest(b, a, m2, m1, kept[1]))) / 2
 
   parts = {
     "global": term(g1, g2),
-    "features": both_ways(m1, m2),
-    "locations": both_ways(pos1, pos2),
+    "features": both_ways(m1, m2, in_features),
+    "locations": both_ways(pos1, pos2, matches),
   }
   local = (parts["features"] + parts["locations"]) / 2
   return alpha * parts["global"] + (1 - alpha) * local, parts
@@ -212,8 +216,8 @@ def _nearest(
 ) -> tuple[jax.Array, jax.Array]:
   """The `kept` cells of a that are nearest to one of b, in the order of the map, and those of b."""
   a, b = jax.lax.stop_gradient((a, b))
-  dots = jnp.einsum("bnc,bmc->bnm", a, b)
-  square = jnp.square(a).sum(-1)[:, :, None] + jnp.square(b).sum(-1)[:, None, :] - 2 * dots
+  # Exact products: bfloat16's eight bits tell no neighbours among places between 0 and 1.
+  square = jnp.square(a).sum(-1)[:, :, None] + jnp.square(b).sum(-1)[:, None, :] - 2 * _cells(a, b)
   partner = square.argmin(-1)
   # top_k takes the earlier of two equal cells.
   _, chosen = jax.lax.top_k(-square.min(-1), min(kept, a.shape[1]))

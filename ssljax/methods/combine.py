@@ -11,6 +11,7 @@ import optax
 from ssljax.step import Method, coupled, example_keys
 
 IMAGES = ("image", "views", "global", "local")
+VIEWED = (*IMAGES, "boxes")  # what recipes of views make
 
 
 def normalised(method: Method, mean: Sequence[float], std: Sequence[float]) -> Method:
@@ -67,7 +68,7 @@ def viewed(method: Method, views: Any = None, hidden: Callable | None = None) ->
 
   # Not `couple`: it meets the examples as what `embed` made of them.
   given = {"loss", "embed"} & {name for name in method._fields if getattr(method, name) is not None}
-  made = (*(IMAGES if views else ()), *(("hidden",) if hidden else ()))
+  made = (*(VIEWED if views else ()), *(("hidden",) if hidden else ()))
   needs = {"image", "index", *(key for key in method.needs if key not in made)}
   inside = {name: on(getattr(method, name)) for name in given}
   return method._replace(needs=tuple(sorted(needs)), **inside)

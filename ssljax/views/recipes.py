@@ -14,20 +14,23 @@ from ssljax.views.crop import TRIES, inception_window, resize_window, unit_scale
 
 class View(NamedTuple):
   """A view of one image: `draw(key) -> parameters`, `apply(image [h w c], parameters) -> float32
-  [size c]`, integers on the 0…1 scale."""
+  [size c]`, integers on the 0…1 scale. `window(h, w, parameters) -> y, x, height, width` is the
+  part of the image that is used."""
 
   draw: Callable
   apply: Callable
+  window: Callable
 
 
 class Views(NamedTuple):
   """The views of each example: what each leaf of the batch is made of.
 
   A tuple of views is stacked, [v size c], a single one is not: {"image": a}, {"views": (a, b)},
-  {"global": (a, b), "local": (c,) * 8}.
+  {"global": (a, b), "local": (c,) * 8}. `boxes`: see `ssljax.data.views.Views`.
   """
 
   leaves: Mapping[str, Any]
+  boxes: bool = False
 
   def each(self) -> list[View]:
     """All views, leaf by leaf."""
@@ -43,12 +46,23 @@ class Views(NamedTuple):
   def apply(self, image: jax.Array, drawn: tuple) -> dict[str, jax.Array]:
     """Image [h w c] -> the leaves of one example."""
     rest = iter(drawn)
-    return {
+    made = {
       leaf: views.apply(image, next(rest))
       if isinstance(views, View)
       else _stacked(views, image, [next(rest) for _ in views])
       for leaf, views in self.leaves.items()
     }
+    if self.boxes:
+      sides = image.shape[:2]
+      made["boxes"] = jnp.stack([_box(*pair, *sides) for pair in zip(self.each(), drawn)])
+    return made
+
+
+def _box(view: View, drawn: dict, height: int, width: int) -> jax.Array:
+  """Where a view lies in an image of these sides, [4]; see `ssljax.data.views.Views`."""
+  y, x, h, w = view.window(height, width, drawn)
+  left, right = jnp.where(drawn["flip"], x + w, x), jnp.where(drawn["flip"], x, x + w)
+  return jnp.stack([y, left, y + h, right]) / max(height, width)
 
 
 def _stacked(views: Sequence[View], image: jax.Array, drawn: Sequence[dict]) -> jax.Array:
@@ -61,7 +75,10 @@ def _stacked(views: Sequence[View], image: jax.Array, drawn: Sequence[dict]) -> 
 
 def keep() -> Views:
   """No change: for arrays that have the right size."""
-  return Views({"image": View(lambda key: {}, lambda image, drawn: unit_scale(image))})
+  whole = View(
+    lambda key: {}, lambda image, drawn: unit_scale(image), lambda h, w, drawn: (0, 0, h, w)
+  )
+  return Views({"image": whole})
 
 
 def crop_flip(
@@ -97,6 +114,7 @@ def two_views(
   blur_kernel: int = 0,
   solarize: Sequence[float] = (0.0, 0.0),
   solarize_threshold: float = 0.5,
+  boxes: bool = False,
 ) -> Views:
   """Two views of each image: `views` [2 size c]; inception crop, jitter, grey, blur, solarise,
   flip. See `ssljax.data.views.two_views`."""
@@ -105,7 +123,7 @@ def two_views(
   shared: dict[str, Any] = dict(sigma=blur_sigma, kernel=kernel, threshold=solarize_threshold)
   pair: list[Any] = [dict(zip(each, values)) for values in zip(*each.values())]
   crops = [_crop(size, scale, ratio, method, flip, Colour(jitter, **one, **shared)) for one in pair]
-  return Views({"views": tuple(crops)})
+  return Views({"views": tuple(crops)}, boxes)
 
 
 def multi_crop(
@@ -126,6 +144,7 @@ def multi_crop(
   blur_kernel: int = 13,
   solarize: Sequence[float] = (0.0, 0.2, 0.0),
   solarize_threshold: float = 0.5,
+  boxes: bool = False,
 ) -> Views:
   """Two large views and several small ones: `global` [2 size c] and `local` [local_views
   local_size c]. See `ssljax.data.views.multi_crop`."""
@@ -139,7 +158,7 @@ def multi_crop(
     colour = Colour(jitter, **chosen, **shared)
     crops.append(_crop(sides[i], scales[i], ratio, method, flip, colour))
   local = {"local": (crops[2],) * local_views} if local_views else {}
-  return Views({"global": (crops[0], crops[1])} | local)
+  return Views({"global": (crops[0], crops[1])} | local, boxes)
 
 
 def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
@@ -151,14 +170,18 @@ def _crop(size, scale, ratio, method, flip: float, colour: Colour) -> View:
     crop, rest = u[: 4 * TRIES].reshape(4, TRIES), u[4 * TRIES :]
     return {"crop": crop, "flip": rest[0] < flip} | colour_lib.draw(rest[1:], colour)
 
+  def window(height, width, drawn):
+    return inception_window(height, width, drawn["crop"], scale, ratio)
+
   def apply(image, drawn):
-    window = inception_window(*image.shape[:2], drawn["crop"], scale, ratio)
-    part = resize_window(unit_scale(image), window, size, method, drawn["flip"] if flip else None)
+    mirrored = drawn["flip"] if flip else None
+    part = window(*image.shape[:2], drawn)
+    part = resize_window(unit_scale(image), part, size, method, mirrored)
     part = colour_lib.alter(part, drawn, colour)
     # Bicubic weights swing over: integers cannot, floats on their own scale may.
     return jnp.clip(part, 0.0, 1.0) if jnp.issubdtype(image.dtype, jnp.integer) else part
 
-  return View(draw, apply)
+  return View(draw, apply, window)
 
 
 def _size(size) -> tuple[int, int]:

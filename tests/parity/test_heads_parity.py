@@ -37,6 +37,11 @@ HEADS = {
   "NNCLR": (lightly.NNCLRProjectionHead, (6, 8, 4), Projector((8, 8, 4), last="batch")),
   "SwAV": (lightly.SwaVProjectionHead, (6, 8, 4), Projector((8, 4))),
   "VICReg": (lightly.VICRegProjectionHead, (6, 8, 4, 3), Projector((8, 8, 4))),
+  "VICRegL's, of cells": (
+    lightly.VicRegLLocalProjectionHead,
+    (6, 8, 4),
+    Projector((8, 8, 4), "layer"),
+  ),
 }
 
 
@@ -64,6 +69,8 @@ def copied(layers):
       stats[f"norm_{i}"] = {"mean": array(module.running_mean), "var": array(module.running_var)}
       if module.affine:
         params[f"norm_{i}"] = {"scale": array(module.weight), "bias": array(module.bias)}
+    elif isinstance(module, nn.LayerNorm):
+      params[f"norm_{i}"] = {"scale": array(module.weight), "bias": array(module.bias)}
   return {"params": params} | ({"batch_stats": stats} if stats else {})
 
 

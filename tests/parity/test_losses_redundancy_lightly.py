@@ -1,8 +1,8 @@
 """Losses without negatives against lightly: values, and gradients of the first argument.
 
 Known deviations of lightly: MMCRLoss does not normalise (it is given unit vectors); VICRegLLoss
-adds its two matchings where the authors' code, for two views, and ours average them, and orders
-the matched cells by distance (the maps here are in that order already).
+adds its two matchings, as the authors' code does, where ours averages them, and orders the matched
+cells by distance (the maps here are in that order already).
 """
 
 import jax
