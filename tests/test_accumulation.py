@@ -169,7 +169,7 @@ def by_hand(name, accum, encoder, state, views):
   return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
 
 
-@pytest.mark.parametrize("accum", [1, 2, 4])
+@pytest.mark.parametrize("accum", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("name", MICRO)
 def test_batch_norm_over_microbatches_is_what_it_says(name, accum):
   encoder = resnet(variant="18", stem="cifar_pool", width=8, blocks=(1, 1, 1))

@@ -25,7 +25,7 @@ SLOW = (
   "stop", "lejepa_resnet", "simclr_convnext", "siglip", "slip", "flip", "dcl", "vibcreg",
   "ssl_ey", "mmcr", "w_mse", "supcon", "tico", "nnclr", "mochi", "terms", "rotation", "diet",
   "latent_mim", "attmask", "msn", "deepcluster", "dinov2", "byol", "swav_queue", "jigsaw",
-  "vicregl", "vicregl_crops",
+  "vicregl", "vicregl_crops", "lejepa", "data2vec2", "simclr",
 )  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in tiny.METHODS]
 pytestmark = pytest.mark.parametrize("name", ROWS)

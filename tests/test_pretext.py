@@ -157,7 +157,7 @@ def test_tiles_put_back_are_the_picture():
     ("jigsaw", {"method.grid": "2", "method.permutations": "25"}, "not between 2 and 24"),
     ("jigsaw", {"encoder.positions": "relative"}, "belongs to one size of images"),
     ("jigsaw", {"encoder.positions": "learned"}, "have no place in the 64 learned positions"),
-    ("jigsaw", {"method.projector_norm": "layer"}, "Projector.norm 'layer' is none of"),
+    ("jigsaw", {"method.projector_norm": "group"}, "Projector.norm 'group' is none of"),
     ("jigsaw", {"method.batch_norm": "none"}, "method.batch_norm 'none' is none of"),
     ("diet", {"method.examples": "63"}, "examples 63: arrays in memory has 64, each of"),
     ("diet", {"data.split": "train[:32]"}, "examples 64: arrays in memory .* has 32"),

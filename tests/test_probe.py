@@ -30,7 +30,10 @@ def trained(name: str, accum: int, rate: float, steps: int = 3):
   return found, jax.device_get((state.params, state.extra))
 
 
-@pytest.mark.parametrize("name, accum", [("mae", 1), ("mae", 4), ("byol", 1), ("byol", 4)])
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, accum", [("mae", 1), slow("mae", 4), slow("byol", 1), ("byol", 4)])
 def test_the_method_does_not_notice(name, accum):
   plain, (params, extra) = trained(name, accum, 0.0)
   probed, (with_probe, other) = trained(name, accum, 1e-2)
