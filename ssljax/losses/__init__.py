@@ -3,6 +3,7 @@
 from ssljax.losses import assignment as _assignment
 from ssljax.losses import centroids as _centroids
 from ssljax.losses import clustering as _clustering
+from ssljax.losses import coarse_labels as _coarse_labels
 from ssljax.losses import columns as _columns
 from ssljax.losses import contrastive as _contrastive
 from ssljax.losses import dense as _dense
@@ -26,6 +27,7 @@ from ssljax.losses import whitening as _whitening
 from ssljax.losses.assignment import *  # noqa: F403
 from ssljax.losses.centroids import *  # noqa: F403
 from ssljax.losses.clustering import *  # noqa: F403
+from ssljax.losses.coarse_labels import *  # noqa: F403
 from ssljax.losses.columns import *  # noqa: F403
 from ssljax.losses.contrastive import *  # noqa: F403
 from ssljax.losses.dense import *  # noqa: F403
@@ -53,6 +55,7 @@ __all__ = sorted(
     _assignment,
     _centroids,
     _clustering,
+    _coarse_labels,
     _columns,
     _contrastive,
     _dense,

@@ -10,20 +10,35 @@ two. Cells of mirrored views are where they are in the picture; the code forgets
 prints includes a classifier's cross-entropy, here `probe.rate`.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ssljax import collapse, losses
+from ssljax import collapse, losses, names
 from ssljax.models.heads import Projector
+from ssljax.models.norms import running
 from ssljax.models.views import evaluated, run_views, why_whole
 from ssljax.step import Method, coupled, example_keys
 
 HEADS = {"projector": "pooled", "map_projector": "patches"}  # and what of the encoder they see
+CHOICES = {"batch_norm": ("global", "microbatch")}
+
+
+class Parts(NamedTuple):
+  """What the functions of the method share; `heads` are one of each of `HEADS`."""
+
+  encoder: Any
+  heads: dict[str, Projector]
+  views: tuple[str, ...]
+  alpha: float
+  matches: tuple[int, int]
+  feature_matches: tuple[int, int]
+  weights: tuple[float, float, float]
 
 
 def vicregl(
@@ -65,67 +80,87 @@ def vicregl(
   _check(batch_size, views, alpha, (*matches, *feature_matches), batch_norm)
   given = dict(norm=projector_norm, bias="hidden", dtype=encoder.dtype)
   heads = dict(zip(HEADS, (Projector(projector, **given), Projector(map_projector, **given))))
-  weights = (similarity_weight, variance_weight, covariance_weight)
-
-  def init(rng, batch):
-    for leaf, *counts in zip(views, matches, feature_matches):
-      _check_cells(leaf, counts, encoder.grid(batch[leaf].shape[2:]))
-    rngs = jax.random.split(rng, 3)
-    x = jnp.zeros((2, *batch[views[0]].shape[2:]))
-    made = {"encoder": encoder.init(rngs[0], x)}
-    out = jax.eval_shape(encoder.apply, made["encoder"], x)
-    for key, (name, leaf) in zip(rngs[1:], HEADS.items()):
-      if leaf not in out:
-        raise ValueError(f"vicregl needs {leaf!r} of the encoder, which gives {', '.join(out)}")
-      made[name] = heads[name].init(key, jnp.zeros(out[leaf].shape))
-    params = {name: variables.get("params", {}) for name, variables in made.items()}
-    stats = {name: variables.get("batch_stats", {}) for name, variables in made.items()}
-    return params, jax.tree.map(jnp.copy, {"stats": stats})
-
-  def embed(params, extra, batch, rng, step):
-    """Of each leaf of views: "pooled" [b v d], "patches" [b v n d], "places" [b v n 2]."""
-    stats, z = _stats(extra, "encoder"), {}
-    counts = [batch[leaf].shape[1] for leaf in views]
-    keys = jax.vmap(lambda key: jax.random.split(key, sum(counts)))
-    keys = keys(example_keys(rng, batch["index"]))
-    for leaf, end, v in zip(views, itertools.accumulate(counts), counts):
-      mine, grid = slice(end - v, end), encoder.grid(batch[leaf].shape[2:])
-      own = params["encoder"], stats, batch[leaf]
-      out, stats = run_views(encoder, *own, keys=keys[:, mine])
-      z[leaf] = {name: out[name] for name in HEADS.values()}
-      z[leaf]["places"] = places(batch["boxes"][:, mine], grid)
-    kept = {"mean": {"encoder": stats}, "rows": {"pooled": z[views[0]]["pooled"][:, 0]}}
-    return z, jax.lax.stop_gradient(kept)
-
-  def couple(params, extra, z, batch, rng, step):
-    seen: list[dict[str, Any]] = []  # view by view
-    mean = {name: _stats(extra, name) for name in HEADS}
-    for leaf, near, alike in zip(views, matches, feature_matches):
-      made = {"places": z[leaf]["places"]}
-      for name, source in HEADS.items():
-        own = params.get(name, {}), mean[name], z[leaf][source]
-        x, mean[name] = run_views(heads[name], *own, train=True)
-        made[name] = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-      counts = {"near": near, "alike": alike or made["places"].shape[2]}
-      one = [jax.tree.map(lambda x: x[:, i], made) for i in range(made["places"].shape[1])]  # noqa: B023
-      seen += [view | counts for view in one]
-    parts = _compared(seen, z[views[0]]["pooled"].shape[1], weights)
-    value = alpha * parts["global"] + (1 - alpha) * (parts["features"] + parts["locations"])
-    metrics = parts | collapse.features(seen[0]["projector"])
-    return value, (jax.lax.stop_gradient({"mean": mean}), metrics)
-
-  def update(params, extra, stats, step):
-    if "stats" not in extra:
-      return extra
-    return {"stats": {name: stats["mean"][name] for name in extra["stats"]}}
-
-  def encode(params, extra, batch, layers=()):
-    stats = _stats(extra, "encoder")
-    return evaluated(encoder, params["encoder"], stats, batch["image"], layers)
-
+  parts = Parts(
+    encoder=encoder, heads=heads, views=tuple(views), alpha=alpha, matches=matches,
+    feature_matches=feature_matches,
+    weights=(similarity_weight, variance_weight, covariance_weight),
+  )  # fmt: skip
+  init, embed, couple, update, encode = (
+    functools.partial(f, parts) for f in (_init, _embed, _couple, _update, _encode)
+  )
   whole = why_whole(encoder, batch_norm)
   needs = (*views, "boxes", "index")
   return Method(init, coupled(embed, couple), update, encode, None, needs, embed, couple, whole)
+
+
+def _init(parts: Parts, rng, batch):
+  encoder = parts.encoder
+  for leaf, *counts in zip(parts.views, parts.matches, parts.feature_matches):
+    _check_cells(leaf, counts, encoder.grid(batch[leaf].shape[2:]))
+  rngs = jax.random.split(rng, 3)
+  x = jnp.zeros((2, *batch[parts.views[0]].shape[2:]))
+  made = {"encoder": encoder.init(rngs[0], x)}
+  out = jax.eval_shape(encoder.apply, made["encoder"], x)
+  for key, (name, leaf) in zip(rngs[1:], HEADS.items()):
+    if leaf not in out:
+      raise ValueError(f"vicregl needs {leaf!r} of the encoder, which gives {', '.join(out)}")
+    made[name] = parts.heads[name].init(key, jnp.zeros(out[leaf].shape))
+  params = {name: variables.get("params", {}) for name, variables in made.items()}
+  stats = {name: variables.get("batch_stats", {}) for name, variables in made.items()}
+  return params, jax.tree.map(jnp.copy, {"stats": stats})
+
+
+def _embed(parts: Parts, params, extra, batch, rng, step):
+  """Of each leaf of views: "pooled" [b v d], "patches" [b v n d], "places" [b v n 2]."""
+  encoder, stats, z = parts.encoder, running(extra, "encoder"), {}
+  counts = [batch[leaf].shape[1] for leaf in parts.views]
+  drawn = jax.vmap(lambda key: jax.random.split(key, sum(counts)))
+  keys = drawn(example_keys(rng, batch["index"]))
+  for leaf, end, v in zip(parts.views, itertools.accumulate(counts), counts):
+    mine, grid = slice(end - v, end), encoder.grid(batch[leaf].shape[2:])
+    own = params["encoder"], stats, batch[leaf]
+    out, stats = run_views(encoder, *own, keys=keys[:, mine])
+    z[leaf] = {name: out[name] for name in HEADS.values()}
+    z[leaf]["places"] = places(batch["boxes"][:, mine], grid)
+  kept = {"mean": {"encoder": stats}, "rows": {"pooled": z[parts.views[0]]["pooled"][:, 0]}}
+  return z, jax.lax.stop_gradient(kept)
+
+
+def _couple(parts: Parts, params, extra, z, batch, rng, step):
+  seen, mean = _projected(parts, params, extra, z)
+  found = _compared(seen, z[parts.views[0]]["pooled"].shape[1], parts.weights)
+  local = found["features"] + found["locations"]
+  value = parts.alpha * found["global"] + (1 - parts.alpha) * local
+  metrics = found | collapse.features(seen[0]["projector"])
+  return value, (jax.lax.stop_gradient({"mean": mean}), metrics)
+
+
+def _projected(parts: Parts, params, extra, z) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """View by view the projections of its pooled features [b d] and its cells [b n d], its "places"
+  [b n 2], how many cells to match; and the heads' running statistics after it."""
+  seen: list[dict[str, Any]] = []
+  mean = {name: running(extra, name) for name in HEADS}
+  for leaf, near, alike in zip(parts.views, parts.matches, parts.feature_matches):
+    made = {"places": z[leaf]["places"]}
+    for name, source in HEADS.items():
+      own = params.get(name, {}), mean[name], z[leaf][source]
+      x, mean[name] = run_views(parts.heads[name], *own, train=True)
+      made[name] = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    counts = {"near": near, "alike": alike or made["places"].shape[2]}
+    one = [jax.tree.map(lambda x: x[:, i], made) for i in range(made["places"].shape[1])]  # noqa: B023
+    seen += [view | counts for view in one]
+  return seen, mean
+
+
+def _update(parts: Parts, params, extra, stats, step):
+  if "stats" not in extra:
+    return extra
+  return {"stats": {name: stats["mean"][name] for name in extra["stats"]}}
+
+
+def _encode(parts: Parts, params, extra, batch, layers=()):
+  stats = running(extra, "encoder")
+  return evaluated(parts.encoder, params["encoder"], stats, batch["image"], layers)
 
 
 def places(boxes: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -163,14 +198,8 @@ def _compared(
   return found
 
 
-def _stats(extra, name: str) -> Any:
-  """Running statistics of a part: {} where it has none, which a checkpoint does not keep."""
-  return extra.get("stats", {}).get(name, {})
-
-
 def _check(batch_size, views, alpha, counts, batch_norm) -> None:
-  if batch_norm not in ("global", "microbatch"):
-    raise ValueError(f"method.batch_norm {batch_norm!r} is none of global, microbatch")
+  names.choices(dict(batch_norm=batch_norm), CHOICES)
   if batch_size < 2:
     raise ValueError("batch_size 1: the spread of a batch needs two examples or more")
   if len(views) not in (1, 2):
