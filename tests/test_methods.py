@@ -237,7 +237,7 @@ def test_reconstruction_keeps_what_is_visible(name):
 def test_a_missing_key_is_named(name):
   config = tiny.config(name)
   says = {
-    "text": "data.text is not set", "views": "needs (views|global).* in the batch",
+    "text": "data.text is not set", "views": "needs (views|global)(, boxes)? in the batch",
     "hidden": "data.hidden is not set", "image": "needs image in the batch, which has views",
   }  # fmt: skip
   place = next((key for key in says if config["data"].get(key)), "image")
